@@ -13,6 +13,8 @@ from typing import Any, Literal, Self, TypeVar
 
 Split = Literal["train", "val", "test"]
 
+REPORT_QUESTION = "Write the radiology report of this CT."
+
 
 @dataclass
 class Report:
