@@ -1,0 +1,151 @@
+"""μ²LLM whole: volume and question → visual tokens → a decoder that writes.
+
+Any decoder of `AutoModelForCausalLM` fits: it is called by `inputs_embeds`, in which the visual tokens
+stand at the placeholders of `input_ids`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mu2llm.model.aggregator import Aggregator
+from mu2llm.model.configuration import Mu2Config
+from mu2llm.model.refiner import Refiner, Selection
+from mu2llm.model.vision import Projector, VisionTower
+
+
+class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """The model. Published size: frames (B, 8, 32, 256, 256) → 256 visual tokens of width 2048."""
+
+    config_class = Mu2Config
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block", "RefinerLayer", "AggregatorLayer"]
+
+    def __init__(self, config: Mu2Config):
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.vision_tower = VisionTower(config.vision_config)
+        self.projector = Projector(config.vision_config, config.pooling_size, width)
+        self.refiner = Refiner(config)
+        self.aggregator = Aggregator(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Selection):
+            std = self.config.selection_std
+            nn.init.normal_(module.score.weight, std=std or 1 / math.sqrt(module.score.in_features))
+            nn.init.zeros_(module.score.bias)
+        elif isinstance(module, Aggregator):
+            nn.init.normal_(module.queries, std=self.config.query_std)
+        elif isinstance(module, VisionTower):
+            nn.init.trunc_normal_(module.position_embeddings, std=0.02)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def encode_frames(self, pixel_values: Tensor) -> Tensor:
+        """Frames (B, T, K, H, W) → projected tokens (B, T, N, D), which no question has touched."""
+        if pixel_values.ndim != 5:
+            raise ValueError(
+                f"pixel_values is {tuple(pixel_values.shape)}, not (batch, frames, slices, rows, columns)"
+            )
+        frames = pixel_values.to(self.vision_tower.norm.weight.dtype).flatten(0, 1)
+        return self.projector(self.vision_tower(frames)).unflatten(0, pixel_values.shape[:2])
+
+    def encode_volume(
+        self, pixel_values: Tensor, question_ids: Tensor, question_mask: Tensor | None = None
+    ) -> Tensor:
+        """Visual tokens (B, Q, D) of frames (B, T, K, H, W), read in the light of a question (B, Lq).
+
+        `question_mask` (B, Lq) is 1 on the question's tokens and 0 on padding, which has no influence.
+        """
+        refined = self.refiner(self.encode_frames(pixel_values))
+        return self.aggregator(refined, self.get_input_embeddings()(question_ids), question_mask)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        visual_tokens: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, L, V) and, with `labels`, the mean cross-entropy of the labels that are not −100.
+
+        `visual_tokens` from `encode_volume` may stand in for `pixel_values`; with neither, text alone is read.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if visual_tokens is None and pixel_values is not None:
+            if question_ids is None:
+                raise ValueError("pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question")
+            visual_tokens = self.encode_volume(pixel_values, question_ids, question_mask)
+        if visual_tokens is not None:
+            inputs_embeds = self._place(inputs_embeds, input_ids, visual_tokens)
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
+        )
+
+    def _place(self, inputs_embeds: Tensor, input_ids: Tensor | None, visual_tokens: Tensor) -> Tensor:
+        """Puts the visual tokens at the placeholders."""
+        if input_ids is None:
+            raise ValueError("visual tokens came without input_ids, whose placeholders tell where they stand")
+        places = input_ids == self.config.image_token_id
+        rows, columns = visual_tokens.shape[:2]
+        if len(input_ids) != rows or not bool((places.sum(dim=1) == columns).all()):
+            raise ValueError(
+                f"input_ids hold {places.sum(dim=1).tolist()} placeholders (token {self.config.image_token_id}) a row, "
+                f"but there are {columns} visual tokens for {rows} volumes"
+            )
+        return inputs_embeds.masked_scatter(places[..., None], visual_tokens.to(inputs_embeds.dtype))
+
+    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As transformers' `generate`: prompt and new tokens. A volume is encoded once, however many sequences."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        question_ids, question_mask = kwargs.pop("question_ids", None), kwargs.pop("question_mask", None)
+        if kwargs.get("visual_tokens") is None and pixel_values is not None:
+            with torch.no_grad():
+                kwargs["visual_tokens"] = self.encode_volume(pixel_values, question_ids, question_mask)
+        return super().generate(input_ids, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, visual_tokens: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        # Later steps read the visual tokens from the cache; without one the whole sequence is read again.
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["visual_tokens"] = visual_tokens
+        return inputs
+
+
+AutoModelForCausalLM.register(Mu2Config, Mu2ForConditionalGeneration)

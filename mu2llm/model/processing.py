@@ -1,0 +1,134 @@
+"""The processor: a volume's frames and a question (and answer) → the model's tensors.
+
+It is saved beside the model, so that training, evaluation and serving prepare a volume in the same way.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from mu2llm.model.configuration import Mu2Config
+from mu2llm.volume import Volume, prepare_frames
+
+PLACEHOLDER = "<im_patch>"
+
+
+class Mu2Processor(ProcessorMixin):
+    """Prepares volumes and texts.
+
+    Args:
+        tokenizer: the decoder's tokenizer; needs the placeholder `<im_patch>` and an end-of-text token.
+        num_query_tokens: visual tokens a volume becomes, so placeholders in a prompt.
+        mode, size, depth, frame_slices: as in `mu2llm.volume.prepare_frames`.
+        max_length: a sample longer than this many tokens, visual ones included, is an error.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        num_query_tokens: int = 256,
+        mode: str = "published",
+        size: int = 256,
+        depth: int = 256,
+        frame_slices: int = 32,
+        max_length: int = 1024,
+    ):
+        super().__init__(tokenizer)
+        if tokenizer.convert_tokens_to_ids(PLACEHOLDER) in (None, tokenizer.unk_token_id):
+            raise ValueError(f"the tokenizer has no placeholder {PLACEHOLDER}: add it as a special token")
+        self.num_query_tokens = num_query_tokens
+        self.mode = mode
+        self.size = size
+        self.depth = depth
+        self.frame_slices = frame_slices
+        self.max_length = max_length
+
+    @property
+    def image_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+
+    def check(self, config: Mu2Config) -> None:
+        """Raises `ValueError` where processor and model do not belong together."""
+        for name, mine, model in (
+            ("query tokens", self.num_query_tokens, config.num_query_tokens),
+            ("frame", (self.frame_slices, self.size, self.size), tuple(config.vision_config.image_size)),
+            ("placeholder id", self.image_token_id, config.image_token_id),
+        ):
+            if mine != model:
+                raise ValueError(f"{name}: the processor says {mine}, the model {model}; use the pair saved together")
+
+    def frames(self, volume: str | Path | Volume) -> np.ndarray:
+        """A volume's frames, float32 (T, K, S, S) in [0, 1]."""
+        return prepare_frames(
+            volume, mode=self.mode, size=self.size, depth=self.depth, frame_slices=self.frame_slices
+        )
+
+    def __call__(  # type: ignore[override]
+        self,
+        frames: Sequence[np.ndarray | Tensor] | None,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+    ) -> dict[str, Tensor]:
+        """Tensors for a batch: `input_ids`, `attention_mask`, `question_ids`, `question_mask`, `pixel_values`.
+
+        With `answers` the rows hold prompt and answer, padded on the right, and `labels` are −100 everywhere
+        but on the answer and its end token. Without, the rows are prompts to generate from, padded on the
+        left. `frames=None` leaves `pixel_values` out, for callers that keep visual tokens.
+        """
+        for name, values in (("frames", frames), ("answers", answers)):
+            if values is not None and len(values) != len(questions):
+                raise ValueError(f"{len(values)} {name} came with {len(questions)} questions")
+        question_ids = [self._encode(question) for question in questions]
+        if empty := [i for i, ids in enumerate(question_ids) if not ids]:
+            raise ValueError(f"question {empty[0]} of the batch is empty")
+        prompts = [self._prompt(ids) for ids in question_ids]
+        batch: dict[str, Tensor] = {}
+        if answers is None:
+            batch["input_ids"], batch["attention_mask"] = self._pad(prompts, left=True)
+        else:
+            ends = [self._encode(answer) + [self.tokenizer.eos_token_id] for answer in answers]
+            rows = [prompt + end for prompt, end in zip(prompts, ends, strict=True)]
+            longest = max(map(len, rows))
+            if longest > self.max_length:
+                raise ValueError(f"a sample is {longest} tokens long, more than max_length {self.max_length}")
+            batch["input_ids"], batch["attention_mask"] = self._pad(rows)
+            labels = torch.full_like(batch["input_ids"], -100)
+            for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
+                labels[row, len(prompt) : len(prompt) + len(end)] = torch.tensor(end)
+            batch["labels"] = labels
+        batch["question_ids"], batch["question_mask"] = self._pad(question_ids)
+        if frames is not None:
+            batch["pixel_values"] = torch.stack([torch.as_tensor(f) for f in frames]).float()
+        return batch
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """The text of new tokens, without special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+
+    def _prompt(self, question: list[int]) -> list[int]:
+        """As published: begin-of-text, placeholders, question."""
+        begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        return begin + [self.image_token_id] * self.num_query_tokens + question
+
+    def _pad(self, rows: list[list[int]], left: bool = False) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        ids = torch.full((len(rows), width), pad)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            place = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, place] = torch.tensor(row)
+            mask[i, place] = 1
+        return ids, mask
+
+
+AutoProcessor.register(Mu2Config, Mu2Processor)
