@@ -1,0 +1,140 @@
+"""From a volume to the frames that the model reads: (T, K, S, S) in [0, 1]."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .read import load_volume
+from .resample import average_or_interpolate, resample, smooth_and_interpolate
+from .volume import Volume, VolumeError
+
+Window = Sequence[tuple[float, float]]
+
+# HU → grey: lung, fat, soft tissue and bone or calcium each keep a share of the range.
+SOFT_LUNG_WINDOW: Window = ((-1000, 0.0), (-300, 0.35), (-120, 0.45), (180, 0.85), (1000, 1.0))
+
+AIR = -1000.0  # HU
+
+
+def prepare_frames(
+    path: str | Path | Volume,
+    *,
+    mode: Literal["published", "hu"] = "published",
+    size: int = 256,
+    depth: int = 256,
+    frame_slices: int = 32,
+    window: Window = SOFT_LUNG_WINDOW,
+) -> np.ndarray:
+    """Makes the frames of one volume: float32 (T, K, S, S) in [0, 1], T = depth / frame_slices, S = size.
+
+    path: a .nii or .nii.gz file, a DICOM folder or zip, or a `Volume`.
+    mode "published": what the published code does (u2Transform.py): intensities between the 0.5 and 99.5
+        percentiles scaled to [0, 1], cropped to what is above 0, in-plane resize by one ratio, up to `depth`
+        slices kept, more resized to `depth`, zeros behind. Axes: slice, then the array's first and second
+        axis as stored; orientation and spacing play no part.
+    mode "hu": for new models. The volume in RAS, HU mapped to grey by the curve `window` (knots of rising HU
+        with their grey), padded with air to a square in mm, resampled to depth × size × size. Axes: z, y, x;
+        index 0 is the lower, back and left end of the patient.
+
+    Raises VolumeError for a volume that cannot be read, ValueError for settings that make no sense.
+    """
+    if min(size, depth, frame_slices) < 1 or depth % frame_slices:
+        raise ValueError(
+            f"depth {depth} must be a multiple of frame_slices {frame_slices}, and size {size} ≥ 1"
+        )
+    if mode not in ("published", "hu"):
+        raise ValueError(f'mode "{mode}" is unknown; take "published" or "hu"')
+    volume = path if isinstance(path, Volume) else load_volume(path)
+    slices = (
+        _published(volume, size, depth) if mode == "published" else _hounsfield(volume, size, depth, window)
+    )
+    return slices.reshape(depth // frame_slices, frame_slices, size, size)
+
+
+def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
+    """(depth, size, size), with the published code's percentiles, crop, ratio and padding."""
+    if volume.axis_codes != "LPS":
+        logging.getLogger(__name__).info(
+            "%s is stored as %s, not as the usual LPS; published mode keeps its axes",
+            volume.source,
+            volume.axis_codes,
+        )
+    low, high = percentiles(volume.array, (0.5, 99.5))
+    if high <= low:
+        raise VolumeError(f"{volume.source}: 99 % of its voxels are {low:g}; there is nothing to scale")
+    array = volume.array[_foreground(volume.array, low)]
+    rows, columns, slices = array.shape
+    # int(n * ratio) as the published code has it: for some n, n * (size / n) falls just below size.
+    ratio = min(size / rows, size / columns)
+    height, width = max(1, int(rows * ratio)), max(1, int(columns * ratio))
+    kept = min(slices, depth)
+
+    def grey(plane: np.ndarray) -> np.ndarray:
+        return np.clip((plane - low) / (high - low), 0, 1).astype(np.float32)
+
+    along = [smooth_and_interpolate(n, m) for n, m in ((rows, height), (columns, width), (slices, kept))]
+    out = np.zeros((depth, size, size), np.float32)
+    out[:kept, :height, :width] = resample(array, grey, (along[0], along[1], along[2]))
+    return np.clip(out, 0, 1, out=out)
+
+
+def _foreground(array: np.ndarray, low: float) -> tuple[slice, slice, slice]:
+    """The smallest box that holds every voxel above `low`."""
+    above = array > low
+    box = []
+    for axis in range(3):
+        hit = np.flatnonzero(above.any(axis=tuple({0, 1, 2} - {axis})))
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return box[0], box[1], box[2]
+
+
+def percentiles(array: np.ndarray, percents: Sequence[float]) -> list[float]:
+    """Percentiles as numpy's, linear between order statistics; of int16 by a histogram, without sorting."""
+    if array.dtype != np.int16:
+        return [float(value) for value in np.percentile(array.astype(np.float64), percents)]
+    counts = np.zeros(65536, np.int64)
+    step = max(1, (4 << 20) // max(1, array[:, :, 0].size))
+    for z in range(0, array.shape[2], step):
+        block = array[:, :, z : z + step].ravel(order="K")
+        counts += np.bincount(block.astype(np.int32) + 32768, minlength=65536)
+    reached = np.cumsum(counts)
+    values = []
+    for percent in percents:
+        rank = percent / 100 * (array.size - 1)
+        below, above = (
+            int(np.searchsorted(reached, r, side="right")) - 32768 for r in (np.floor(rank), np.ceil(rank))
+        )
+        values.append(below + (above - below) * (rank - np.floor(rank)))
+    return values
+
+
+def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.ndarray:
+    """(depth, size, size) in z, y, x of RAS."""
+    hounsfield, greys = np.array(window, dtype=np.float64).reshape(-1, 2).T
+    if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
+        raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")
+    ras = volume.to_ras()
+    # Greys are taken relative to air, so that what lies outside the volume is 0 while it is resampled.
+    air = float(np.interp(AIR, hounsfield, greys))
+    if ras.array.dtype == np.int16:
+        table = (np.interp(np.arange(-32768, 32768), hounsfield, greys) - air).astype(np.float32)
+
+        def grey(plane: np.ndarray) -> np.ndarray:
+            return table[plane.astype(np.int32) + 32768]
+    else:
+
+        def grey(plane: np.ndarray) -> np.ndarray:
+            return (np.interp(plane, hounsfield, greys) - air).astype(np.float32)
+
+    extents = [n * mm for n, mm in zip(ras.array.shape, ras.spacing, strict=True)]
+    square = max(extents[0], extents[1])
+    along = (
+        average_or_interpolate(ras.array.shape[0], ras.spacing[0], size, square),
+        average_or_interpolate(ras.array.shape[1], ras.spacing[1], size, square),
+        average_or_interpolate(ras.array.shape[2], ras.spacing[2], depth, extents[2]),
+    )
+    out = resample(ras.array, grey, along).transpose(0, 2, 1) + np.float32(air)
+    return np.ascontiguousarray(np.clip(out, 0, 1))

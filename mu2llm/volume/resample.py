@@ -1,0 +1,74 @@
+"""Resampling as one matrix per axis.
+
+Smoothing, interpolation, area averages and padding are all linear along an axis, so a whole resize is three
+small matrices. They are applied slice by slice: the source is never copied and never made float at once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def smooth_and_interpolate(n_in: int, n_out: int) -> np.ndarray:
+    """(n_out, n_in): the published resize along one axis.
+
+    When shrinking, a Gaussian of deviation (n_in / n_out - 1) / 2 voxels (integrated over each voxel, cut at
+    four deviations, zeros beyond the border, as MONAI's anti-aliasing does it), then linear interpolation
+    with the corners aligned.
+    """
+    if n_in == n_out:
+        return np.eye(n_in)
+    position = np.arange(n_out) * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
+    lower = np.minimum(np.floor(position).astype(int), max(n_in - 2, 0))
+    upper, share = np.minimum(lower + 1, n_in - 1), position - lower
+    matrix = np.zeros((n_out, n_in))
+    np.add.at(matrix, (np.arange(n_out), lower), 1 - share)
+    np.add.at(matrix, (np.arange(n_out), upper), share)
+    sigma = max(0.0, (n_in / n_out - 1) / 2)
+    if sigma == 0:
+        return matrix
+    from scipy.special import erf
+
+    reach = int(max(4 * sigma, 0.5) + 0.5)
+    distance = np.arange(n_in)[:, None] - np.arange(n_in)[None, :]
+    scale = np.sqrt(0.5) / sigma
+    kernel = 0.5 * (erf(scale * (distance + 0.5)) - erf(scale * (distance - 0.5)))
+    return matrix @ np.where(np.abs(distance) <= reach, kernel, 0.0)
+
+
+def average_or_interpolate(n_in: int, spacing: float, n_out: int, extent: float) -> np.ndarray:
+    """(n_out, n_in): `n_out` cells over `extent` mm, centred on an axis of `n_in` voxels of `spacing` mm.
+
+    A cell larger than a voxel takes the mean of what it covers, a smaller one interpolates at its centre.
+    A row sums to the share of its cell that lies inside the volume.
+    """
+    cell = extent / n_out
+    left = (n_in * spacing - extent) / 2 + np.arange(n_out)[:, None] * cell  # mm from the volume's first face
+    if cell > spacing:
+        voxel = np.arange(n_in)[None, :] * spacing
+        overlap = np.minimum(left + cell, voxel + spacing) - np.maximum(left, voxel)
+        return np.clip(overlap, 0, None) / cell
+    centre = left / spacing + cell / spacing / 2 - 0.5
+    inside = (centre >= -0.5) & (centre <= n_in - 0.5)
+    weight = 1 - np.abs(np.clip(centre, 0, n_in - 1) - np.arange(n_in)[None, :])
+    return np.where(inside, np.clip(weight, 0, None), 0.0)
+
+
+def resample(
+    array: np.ndarray,
+    grey: Callable[[np.ndarray], np.ndarray],
+    along: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """(X, Y, Z) any type → (Z', X', Y') float32.
+
+    `grey` turns one slice (X, Y) into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z).
+    """
+    along_x, along_y, along_z = (np.ascontiguousarray(matrix, np.float32) for matrix in along)
+    out = np.zeros((len(along_z), len(along_x), len(along_y)), np.float32)
+    for z in range(array.shape[2]):
+        rows = np.flatnonzero(along_z[:, z])
+        if len(rows):
+            plane = along_x @ np.ascontiguousarray(grey(array[:, :, z])) @ along_y.T
+            for row in rows:
+                out[row] += along_z[row, z] * plane
+    return out

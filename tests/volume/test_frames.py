@@ -1,0 +1,106 @@
+"""Frames: agreement with the published preprocessing, and the geometry of the HU mode."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mu2llm.volume import Volume, VolumeError, load_volume, prepare_frames
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess"
+
+
+def body(shape=(24, 20, 16), spacing=(2.0, 2.0, 3.0)):
+    """A block of soft tissue in air, with bone at the patient's right, front and upper end (array in RAS)."""
+    array = np.full(shape, -1000, np.int16)
+    array[4:-4, 4:-4, 2:-2] = 40
+    array[-8:-5, -8:-5, -6:-3] = 1000
+    return Volume(array, np.diag([*spacing, 1.0]), "body")
+
+
+@pytest.mark.parametrize("case", ["fewer_slices", "more_slices"])
+def test_published_mode_agrees_with_the_published_code(case):
+    expected = np.load(GOLDEN / f"{case}.expected.npz")
+    frames = prepare_frames(
+        GOLDEN / f"{case}.nii.gz",
+        size=int(expected["target_image_size"]),
+        depth=int(expected["padding_size"]),
+    )
+    assert frames.shape == expected["frames"].shape
+    assert frames.dtype == np.float32
+    assert np.abs(frames - expected["frames"]).max() < 1e-5
+
+
+def test_published_mode_is_the_same_for_float_voxels():
+    volume = load_volume(GOLDEN / "fewer_slices.nii.gz")
+    as_float = Volume(volume.array.astype(np.float32), volume.affine, "float")
+    a, b = (prepare_frames(v, size=64, depth=64) for v in (volume, as_float))
+    assert np.abs(a - b).max() < 1e-6
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "ASL", "IRP"])
+def test_hu_mode_does_not_depend_on_how_the_array_is_stored(axes):
+    import nibabel.orientations as turn
+
+    volume = body()
+    codes = turn.ornt_transform(turn.axcodes2ornt("RAS"), turn.axcodes2ornt(axes))
+    turned = Volume(
+        turn.apply_orientation(volume.array, codes),
+        volume.affine @ turn.inv_ornt_aff(codes, volume.array.shape),
+        axes,
+    )
+    assert turned.axis_codes == axes
+    expected = prepare_frames(volume, mode="hu", size=16, depth=16, frame_slices=8)
+    frames = prepare_frames(turned, mode="hu", size=16, depth=16, frame_slices=8)
+    assert frames.shape == (2, 8, 16, 16)
+    np.testing.assert_allclose(frames, expected, atol=1e-6)
+
+
+def test_hu_mode_axes_are_z_y_x_from_the_lower_back_left_end():
+    (slices,) = prepare_frames(body(), mode="hu", size=24, depth=16, frame_slices=16)
+    z, y, x = np.unravel_index(slices.argmax(), slices.shape)
+    assert z > 8
+    assert y > 12
+    assert x > 12
+
+
+def test_hu_mode_pads_with_air_to_a_square_in_mm():
+    volume = Volume(np.full((20, 10, 8), 40, np.int16), np.diag([1.0, 1.0, 5.0, 1.0]), "slab")
+    frames = prepare_frames(volume, mode="hu", size=20, depth=8, frame_slices=8)[0]
+    assert (frames[:, :5] == 0).all()
+    assert (frames[:, -5:] == 0).all()
+    assert frames[:, 5:-5].min() > 0.6
+
+
+def test_hu_mode_keeps_the_mean_when_it_shrinks():
+    rng = np.random.default_rng(0)
+    volume = Volume(rng.integers(-1000, 1000, (30, 30, 30)).astype(np.int16), np.eye(4), "noise")
+    window = ((-1000, 0.0), (1000, 1.0))
+    frames = prepare_frames(volume, mode="hu", size=7, depth=8, frame_slices=8, window=window)
+    assert frames.mean() == pytest.approx((volume.array.mean() + 1000) / 2000, abs=1e-4)
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="multiple of frame_slices"):
+        prepare_frames(body(), size=16, depth=20, frame_slices=16)
+    with pytest.raises(ValueError, match='mode "hounsfield" is unknown'):
+        prepare_frames(body(), mode="hounsfield", size=16, depth=16, frame_slices=16)
+    with pytest.raises(ValueError, match="rising HU"):
+        prepare_frames(body(), mode="hu", size=16, depth=16, frame_slices=16, window=((0, 0), (-5, 1)))
+
+
+def test_hu_mode_refuses_a_file_without_orientation_or_with_tilt():
+    volume = body()
+    with pytest.raises(VolumeError, match="states no orientation"):
+        prepare_frames(Volume(volume.array, volume.affine, "x", oriented=False), mode="hu")
+    tilted = volume.affine.copy()
+    tilted[1, 2] = 0.8
+    with pytest.raises(VolumeError, match="gantry tilt"):
+        prepare_frames(Volume(volume.array, tilted, "x"), mode="hu")
+
+
+def test_nothing_to_scale_is_an_error():
+    array = np.zeros((40, 40, 40), np.int16)
+    array[0, 0, 0] = 1
+    with pytest.raises(VolumeError, match="nothing to scale"):
+        prepare_frames(Volume(array, np.eye(4), "flat"))
