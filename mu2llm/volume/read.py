@@ -1,10 +1,16 @@
 """One way in for every kind of CT: a NIfTI file, a DICOM folder, or a zip of DICOM."""
 
 import io
+import zipfile
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from .nifti import read_nifti
+from .dicom import read_series
+from .nifti import MAX_BYTES, read_nifti
 from .volume import Volume, VolumeError
+
+MAX_FILES = 20_000  # in a folder or zip; the longest CT series have a few thousand slices
 
 
 def load_volume(path: str | Path) -> Volume:
@@ -15,7 +21,10 @@ def load_volume(path: str | Path) -> Volume:
     """
     path = Path(path)
     if path.is_dir():
-        raise VolumeError(f"{path}: DICOM folders are not read yet")
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        if len(files) > MAX_FILES:
+            raise VolumeError(f"{path}: {len(files):,} files; give the folder of one series")
+        return read_series([(file.name, partial(_open, file)) for file in files], str(path))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such volume")
     with path.open("rb") as stream:
@@ -23,11 +32,46 @@ def load_volume(path: str | Path) -> Volume:
 
 
 def load_volume_bytes(data: bytes, name: str = "") -> Volume:
-    """Reads a volume that travelled as bytes: NIfTI, plain or gzipped, or a zip of one DICOM series."""
+    """Reads a volume that travelled as bytes: NIfTI, plain or gzipped, or a zip of one DICOM series.
+
+    `name` is used in messages only. Raises VolumeError (one clear line) when it is no sound volume.
+    """
     return _read(io.BytesIO(data), len(data), name or "volume")
 
 
-def _read(stream, size: int, source: str) -> Volume:
+def _open(file: Path) -> BinaryIO:
+    return file.open("rb")
+
+
+def _read(stream: BinaryIO, size: int, source: str) -> Volume:
     if size == 0:
         raise VolumeError(f"{source}: the file is empty")
+    start = stream.read(132)
+    stream.seek(0)
+    if start[:4] == b"PK\x03\x04":
+        return _read_zip(stream, source)
+    if start[128:] == b"DICM":
+        raise VolumeError(f"{source}: one DICOM file is one slice; give the folder or a zip of the series")
     return read_nifti(stream, size, source)
+
+
+def _read_zip(stream: BinaryIO, source: str) -> Volume:
+    """Members are read in memory, one at a time: nothing is unpacked, so their paths do not matter."""
+    try:
+        archive = zipfile.ZipFile(stream)
+    except Exception as error:  # zipfile raises a dozen kinds on damaged archives
+        raise VolumeError(f"{source}: damaged zip ({error}); copy it again") from error
+    with archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        total = sum(member.file_size for member in members)
+        if len(members) > MAX_FILES or total > MAX_BYTES:
+            raise VolumeError(
+                f"{source}: {len(members):,} files and {total:,} bytes unpacked; a zip may hold "
+                f"{MAX_FILES:,} files and {MAX_BYTES >> 30} GiB"
+            )
+        return read_series([(m.filename, partial(_member, archive, m)) for m in members], source)
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:
+    # zipfile stops at the member's stated size, whose sum was checked.
+    return io.BytesIO(archive.read(member))

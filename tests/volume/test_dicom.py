@@ -1,0 +1,171 @@
+"""DICOM series become volumes by their geometry; what is not one sound stack is refused with its cause."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from mu2llm.volume import VolumeError, load_volume, load_volume_bytes, prepare_frames
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"../../{file.name}")
+    return path
+
+
+def test_series_is_sorted_by_geometry_and_scaled_to_hu(tmp_path, write_series):
+    expected = write_series(tmp_path / "ct")
+    (tmp_path / "ct" / "README.txt").write_text("exported on Monday")
+    volume = load_volume(tmp_path / "ct")
+    assert volume.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, expected)
+    np.testing.assert_allclose(volume.spacing, (0.8, 0.7, 2.5))
+    assert volume.axis_codes == "LPS"
+    np.testing.assert_allclose(volume.affine[:3, 3], (8, 6, 100))
+
+
+def test_zip_gives_the_same_volume_and_writes_nothing(tmp_path, write_series):
+    expected = write_series(tmp_path / "ct")
+    archive = zipped(tmp_path / "ct", tmp_path / "ct.zip")
+    before = sorted(tmp_path.rglob("*"))
+    np.testing.assert_array_equal(load_volume(archive).array, expected)
+    np.testing.assert_array_equal(load_volume_bytes(archive.read_bytes()).array, expected)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_each_slice_keeps_its_own_rescale(tmp_path, write_series):
+    def change(i, ds):
+        ds.RescaleSlope = 2 if i == 3 else 1
+        ds.RescaleIntercept = -1000 if i == 4 else -1024
+        return ds
+
+    expected = write_series(tmp_path, change).copy()
+    expected[:, :, 3] = (expected[:, :, 3] + 1024) * 2 - 1024
+    expected[:, :, 4] += 24
+    np.testing.assert_array_equal(load_volume(tmp_path).array, expected)
+
+
+def test_fractional_rescale_gives_float(tmp_path, write_series):
+    def change(i, ds):
+        ds.RescaleSlope = "0.5"
+        return ds
+
+    expected = (write_series(tmp_path, change).astype(np.float32) + 1024) / 2 - 1024
+    volume = load_volume(tmp_path)
+    assert volume.array.dtype == np.float32
+    np.testing.assert_allclose(volume.array, expected)
+
+
+def test_localizers_and_reports_are_left_out(tmp_path, write_series):
+    def localizer(i, ds):
+        ds.SeriesInstanceUID, ds.ImageType = "1.2.9", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        return ds if i < 2 else None
+
+    def report(i, ds):
+        ds.Modality = "SR"
+        del ds.Rows, ds.Columns, ds.PixelData
+        return ds if i < 1 else None
+
+    expected = write_series(tmp_path / "ct" / "axial")
+    write_series(tmp_path / "ct" / "scout", localizer)
+    write_series(tmp_path / "ct" / "sr", report)
+    np.testing.assert_array_equal(load_volume(tmp_path / "ct").array, expected)
+
+
+def put(**values):
+    def change(i, ds):
+        if i == 3:
+            for key, value in values.items():
+                setattr(ds, key, value)
+        return ds
+
+    return change
+
+
+def tilt(i, ds):
+    ds.ImagePositionPatient = [-8.0, -6.0 + 0.6 * i, 100 + 2.5 * i]
+    return ds
+
+
+def everywhere(**values):
+    def change(i, ds):
+        for key, value in values.items():
+            setattr(ds, key, value)
+        return ds
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda i, ds: None if i == 4 else ds, "missing slices, 5.00 mm between 107.5 and 112.5 mm"),
+        (put(ImagePositionPatient=[-8.0, -6.0, 105.0]), "at the place of another"),
+        (put(ImagePositionPatient=[-8.0, -6.0, 108.3]), "unevenly spaced"),
+        (tilt, "gantry tilt of 13.5°"),
+        (put(SeriesInstanceUID="1.2.99"), "2 series mixed"),
+        (put(FrameOfReferenceUID="1.2.99"), "frames of reference"),
+        (put(PixelSpacing=[0.7, 0.9]), "differ in PixelSpacing"),
+        (put(ImageOrientationPatient=[1, 0, 0, 0, 0.9689, 0.2474]), "differ in ImageOrientationPatient"),
+        (put(ImagePositionPatient=None), "does not say its ImagePositionPatient"),
+        (put(RescaleSlope=None), "does not say its RescaleSlope"),
+        (everywhere(PhotometricInterpretation="MONOCHROME1"), "MONOCHROME1"),
+        (everywhere(Modality="MR"), "modality MR"),
+        (everywhere(RescaleType="MGML"), "rescaled to MGML"),
+        (everywhere(NumberOfFrames=4), "multi-frame"),
+        (everywhere(ImageOrientationPatient=[1, 0, 0, 1, 0, 0]), "image orientation"),
+        (put(PixelData=b"\0" * 10), "do not decode"),
+        (lambda i, ds: ds if i == 0 else None, "one slice is not a volume"),
+    ],
+)
+def test_what_is_not_one_sound_stack_is_refused(tmp_path, write_series, change, cause):
+    write_series(tmp_path / "ct", change)
+    for source in (tmp_path / "ct", zipped(tmp_path / "ct", tmp_path / "ct.zip")):
+        with pytest.raises(VolumeError) as caught:
+            load_volume(source)
+        message = str(caught.value)
+        assert cause in message
+        assert "\n" not in message
+        assert "series" in message
+        assert "1.2.3" not in message
+        assert "secret" not in message.lower()
+
+
+def test_folders_and_files_without_slices(tmp_path, write_series):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(VolumeError, match="no CT slice in it; of 0 files"):
+        load_volume(tmp_path / "empty")
+    write_series(tmp_path / "ct")
+    with pytest.raises(VolumeError, match="one DICOM file is one slice"):
+        load_volume(tmp_path / "ct" / "IM0000")
+
+
+def test_zip_bomb_is_refused_before_it_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(20_001):
+            archive.writestr(f"{i}", b"")
+    with pytest.raises(VolumeError, match="a zip may hold"):
+        load_volume(tmp_path / "bomb.zip")
+
+
+def test_zip_whose_sizes_claim_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("mu2llm.volume.read.MAX_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "big.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(2 << 20))
+    with pytest.raises(VolumeError, match="2,097,152 bytes unpacked"):
+        load_volume(tmp_path / "big.zip")
+
+
+def test_real_jpeg2000_series(real_ct):
+    volume = load_volume(real_ct / "dicom")
+    assert volume.array.shape == (512, 512, 20)
+    assert volume.array.dtype == np.int16
+    np.testing.assert_allclose(volume.spacing, (0.9765625, 0.9765625, 2.0))
+    assert volume.axis_codes == "LPS"
+    assert volume.array.min() == -1024
+    frames = prepare_frames(volume, mode="hu", size=32, depth=32, frame_slices=16)
+    assert frames.shape == (2, 16, 32, 32)
+    assert frames[:, :, 16, 16].mean() > 0.5, "the middle of a body is soft tissue"
+    assert frames[:, :, 31, :].mean() < 0.2, "in front of it is air"
