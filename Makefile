@@ -1,0 +1,51 @@
+# Every target sets up .venv by itself; nothing has to be installed by hand before.
+# PYTHON chooses the interpreter (3.11 or 3.12): make setup PYTHON=python3.12
+
+PYTHON ?= python3
+OUT ?= demo
+DATA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.mu2-ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo test test-fast check clean
+
+setup: $(READY)
+
+# deepspeed builds from source and needs torch to be there, so torch goes first and deepspeed's build is not
+# isolated. DS_BUILD_OPS=0: no C++ extension is compiled, so no compiler is needed.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "mu2: error: Python %d.%d found, 3.11 or 3.12 needed: make setup PYTHON=python3.11" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "mu2: error: this Python cannot make a virtual environment: apt-get install python3-venv" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt 'setuptools>=77' wheel
+	$(PIP) install -q -c constraints.txt torch==2.13.0
+	@$(BIN)/python -c 'import torch; print(torch.__version__)' > $(VENV)/.torch-version
+	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation deepspeed
+	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[train,platform,client,dev]'
+	@test "$$($(BIN)/python -c 'import torch; print(torch.__version__)')" = "$$(cat $(VENV)/.torch-version)" \
+		|| { echo "mu2: error: a package replaced torch $$(cat $(VENV)/.torch-version): see pip's output above" >&2; exit 2; }
+	$(BIN)/python -m mu2llm.serving.triton_binary
+	@touch $@
+
+# The main job: DATA= a folder of CTs with reports.csv (default: synthetic CTs), OUT= where results go.
+demo: setup
+	$(BIN)/mu2 demo --out '$(OUT)' $(if $(DATA),--data '$(DATA)')
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
+
+# Removes what was built, not what was measured: demo/ stays.
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

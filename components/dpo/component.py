@@ -1,0 +1,41 @@
+"""Step 6: the model learns to prefer its better drafts."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from mu2llm.components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def dpo(
+    studies: Input[Dataset],
+    pairs: Input[Dataset],
+    start: Input[Model],
+    settings: dict,
+    work: str,
+    model: Output[Model],
+    metrics: Output[Metrics],
+):
+    """Direct preference optimisation (TRL, torchrun, DeepSpeed).
+
+    Args:
+        studies: the folder of `ingest`.
+        pairs: the folder of `preferences`.
+        start: the model to start from, which is the reference too.
+        settings: `preset`, `nproc` and settings of `TrainConfig`.
+        work: folder that outlives the step: checkpoints and prepared frames.
+        model: the model after this stage.
+        metrics: what the stage measured.
+    """
+    from pathlib import Path
+
+    from mu2llm.components.step import step
+    from mu2llm.components.train import train
+
+    with step():
+        inputs = {
+            "studies": Path(studies.path) / "studies.jsonl",
+            "data": Path(pairs.path) / "preferences.jsonl",
+            "model": Path(start.path),
+        }
+        train("dpo", settings, work, inputs, model, metrics)

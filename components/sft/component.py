@@ -1,0 +1,41 @@
+"""Step 4: the model learns to write reports."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from mu2llm.components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def sft(
+    studies: Input[Dataset],
+    samples: Input[Dataset],
+    start: Input[Model],
+    settings: dict,
+    work: str,
+    model: Output[Model],
+    metrics: Output[Metrics],
+):
+    """Supervised fine-tuning (torchrun, DeepSpeed).
+
+    Args:
+        studies: the folder of `ingest`.
+        samples: the folder of `corpus`.
+        start: the model to start from.
+        settings: `preset`, `nproc` and settings of `TrainConfig`.
+        work: folder that outlives the step: checkpoints and prepared frames.
+        model: the model after this stage.
+        metrics: what the stage measured.
+    """
+    from pathlib import Path
+
+    from mu2llm.components.step import step
+    from mu2llm.components.train import train
+
+    with step():
+        inputs = {
+            "studies": Path(studies.path) / "studies.jsonl",
+            "data": Path(samples.path) / "samples.jsonl",
+            "model": Path(start.path),
+        }
+        train("sft", settings, work, inputs, model, metrics)

@@ -1,0 +1,36 @@
+"""One training stage as a step: torchrun in a folder that outlives the step; the model is its artifact."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mu2llm.components.step import log_metrics, options, work_folder
+
+
+def train(
+    stage: str, settings: dict[str, Any], work: str, inputs: dict[str, Path], model: Any, metrics: Any
+) -> None:
+    """Trains `stage` and fills the artifacts.
+
+    Args:
+        stage: vision | sft | dpo.
+        settings: `preset` (mu2llm/training/presets), `nproc` (processes), and settings of `TrainConfig`.
+        work: folder that outlives the step (a volume in the cluster): checkpoints and prepared frames.
+        inputs: files and folders by their name in `TrainConfig`: model, studies, data.
+        model: the `dsl.Model` to fill; metrics: the `dsl.Metrics` to fill.
+    """
+    from mu2llm.training.config import from_preset, save
+    from mu2llm.training.launch import launch
+
+    settings = options(settings)
+    folder = work_folder(work, stage, inputs, settings)
+    preset, nproc = settings.pop("preset", "tiny"), settings.pop("nproc", 1)
+    paths = {name: str(path) for name, path in inputs.items()}
+    frames = str(Path(work) / "frames")
+    config = from_preset(preset, stage, out=str(folder), cache=frames, **paths, **settings)
+    launch(stage, save(config), nproc)
+    shutil.copytree(folder / "model", model.path, dirs_exist_ok=True)
+    measured = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    model.metadata.update({"stage": stage, "preset": preset})
+    log_metrics(metrics, measured)

@@ -1,0 +1,32 @@
+"""Step 3: the vision tower learns to see, from the findings' labels."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Metrics, Model, Output
+
+from mu2llm.components import images
+
+
+@dsl.component(base_image=images.TRAIN, install_kfp_package=False)
+def vision(
+    studies: Input[Dataset],
+    settings: dict,
+    work: str,
+    model: Output[Model],
+    metrics: Output[Metrics],
+):
+    """Pre-trains the vision tower (torchrun, DeepSpeed).
+
+    Args:
+        studies: the folder of `ingest`.
+        settings: `preset`, `nproc` and settings of `TrainConfig`; `model`, the folder to start from.
+        work: folder that outlives the step: checkpoints and prepared frames.
+        model: the model after this stage.
+        metrics: what the stage measured.
+    """
+    from pathlib import Path
+
+    from mu2llm.components.step import step
+    from mu2llm.components.train import train
+
+    with step():
+        train("vision", settings, work, {"studies": Path(studies.path) / "studies.jsonl"}, model, metrics)

@@ -1,0 +1,118 @@
+"""`mu2 train`, `preferences`, `evaluate`, `compare`, `green`, `convert`: what makes and measures a model."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Adds the verbs to the parser's commands."""
+    train = commands.add_parser("train", help="one training stage: vision, sft or dpo (torchrun, DeepSpeed)")
+    train.add_argument("stage", choices=("vision", "sft", "dpo"))
+    source = train.add_mutually_exclusive_group()
+    source.add_argument("--config", help="YAML of settings (docs/training.md)")
+    source.add_argument("--preset", default="tiny", help="named settings to start from (default: tiny)")
+    train.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
+    train.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, such as model=DIR out=DIR"
+    )
+    train.set_defaults(run=run_train)
+
+    build = commands.add_parser(
+        "preferences", help="drafts ranked by a judge → pairs for DPO"
+    ).add_subparsers(metavar="VERB", required=True)
+    pairs = build.add_parser("build", help="draw candidates, score them, keep best against worst")
+    pairs.add_argument("model", help="model folder")
+    pairs.add_argument("studies", help="studies.jsonl")
+    pairs.add_argument("--out", required=True, help="folder for preferences.jsonl")
+    pairs.add_argument("--preset", default="tiny", help="named settings to start from (default: tiny)")
+    pairs.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as candidates=8 temperature=1.0"
+    )
+    pairs.set_defaults(run=run_preferences)
+
+    evaluate = commands.add_parser("evaluate", help="drafts of held-out studies against their reports")
+    evaluate.add_argument("model", help="model folder")
+    evaluate.add_argument("studies", help="studies.jsonl; its test split is used")
+    evaluate.add_argument(
+        "--out", required=True, help="folder for evaluation.json, drafts.jsonl, report.html"
+    )
+    evaluate.add_argument("--judge", default="rules")
+    evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
+    evaluate.set_defaults(run=run_evaluate)
+
+    compare = commands.add_parser(
+        "compare", help="two evaluations of the same studies, with the paired interval"
+    )
+    compare.add_argument("first", help="evaluation folder or evaluation.json")
+    compare.add_argument("second", help="evaluation folder or evaluation.json")
+    compare.set_defaults(run=run_compare)
+
+    green = commands.add_parser("green", help="GREEN of a candidate report against its reference")
+    green.add_argument("reference", help="text file")
+    green.add_argument("candidate", help="text file")
+    green.set_defaults(run=run_green)
+
+    convert = commands.add_parser("convert", help="a checkpoint in the published layout → ours, or back")
+    convert.add_argument("source")
+    convert.add_argument("target")
+    convert.add_argument(
+        "--volume-token-id", type=int, help="the placeholder's id (default: the tokenizer's <im_patch>)"
+    )
+    convert.add_argument("--reverse", action="store_true", help="ours → the published layout")
+    convert.set_defaults(run=run_convert)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    from mu2llm.training import config
+    from mu2llm.training.launch import launch
+
+    if args.config:
+        settings = config.load(args.config, [f"stage={args.stage}", *args.overrides])
+    else:
+        settings = config.from_preset(args.preset, args.stage, args.overrides)
+    launch(args.stage, config.save(settings), args.nproc)
+
+
+def run_preferences(args: argparse.Namespace) -> None:
+    from mu2llm.training.config import apply_overrides, preset_settings
+    from mu2llm.training.preferences import build_preferences
+
+    settings = apply_overrides(preset_settings(args.preset, "preferences"), args.overrides)
+    summary = build_preferences(args.model, args.studies, args.out, **settings)
+    print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from mu2llm.evaluation.evaluate import evaluate
+
+    numbers = evaluate(args.model, args.studies, args.out, judge=args.judge, limit=args.limit)
+    shown = {key: value for key, value in numbers.items() if not isinstance(value, dict)}
+    print(json.dumps(shown, indent=1, ensure_ascii=False))
+    print(f"The page: {Path(args.out) / 'report.html'}")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    from mu2llm.evaluation.evaluate import compare
+
+    print(json.dumps(compare(args.first, args.second), indent=1, ensure_ascii=False))
+
+
+def run_green(args: argparse.Namespace) -> None:
+    from mu2llm.evaluation.judges import RulesJudge
+
+    texts = [Path(name).read_text(encoding="utf-8") for name in (args.reference, args.candidate)]
+    (result,) = RulesJudge().score([texts[0]], [texts[1]])
+    print(result.completion)
+    print(f"GREEN {result.score:.3f}" if result.score is not None else f"GREEN none ({result.status})")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from mu2llm.model.convert import convert, revert
+
+    if args.reverse:
+        revert(args.source, args.target)
+    else:
+        convert(args.source, args.target, image_token_id=args.volume_token_id)
+    print(f"{args.target} written")

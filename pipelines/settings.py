@@ -1,0 +1,99 @@
+"""The settings of a run, one section per step, and those of the cluster that runs it. Both are YAML files."""
+
+from dataclasses import asdict, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SECTIONS = (
+    "ingest", "corpus", "vision", "sft", "preferences", "dpo",
+    "evaluate", "register", "gate", "promote", "deploy",
+)  # fmt: skip
+
+
+@dataclass
+class RunSettings:
+    """What a run does: the options of every step. Each section is handed to its step as it is.
+
+    `gigabytes` is the disk space that a run takes at most, checked before it starts.
+    """
+
+    dataset: str = "folder"
+    gigabytes: float = 10.0
+    ingest: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    sft: dict[str, Any] = field(default_factory=dict)
+    preferences: dict[str, Any] = field(default_factory=dict)
+    dpo: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    register: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
+    promote: dict[str, Any] = field(default_factory=dict)
+    deploy: dict[str, Any] = field(default_factory=dict)
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The steps' options, named as the pipeline's parameters are."""
+        return {f"{name}_settings": getattr(self, name) for name in SECTIONS}
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """What the steps get in a cluster: resources, volumes, secrets, retries.
+
+    Args:
+        cpu, memory: limits of a step that does not train.
+        train_cpu, train_memory, gpus, gpu_type, shared_memory: limits of a step that trains or drafts.
+        work_claim: name of the PersistentVolumeClaim (ReadWriteMany) for data, checkpoints, prepared frames;
+            it is mounted at /work. Empty: none.
+        storage_secret: name of the Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MU2_S3_ENDPOINT.
+            Empty: none.
+        gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
+        retries: how often a failed training or evaluation step runs again; it goes on from its checkpoint.
+    """
+
+    cpu: str = "4"
+    memory: str = "16Gi"
+    train_cpu: str = "16"
+    train_memory: str = "128Gi"
+    gpus: int = 4
+    gpu_type: str = "nvidia.com/gpu"
+    shared_memory: str = "16Gi"
+    work_claim: str = "mu2llm-work"
+    storage_secret: str = "mu2llm-storage"
+    gpu_taint: str = "nvidia.com/gpu"
+    retries: int = 2
+
+
+# One machine: kfp's local runner has no limits, mounts or secrets, and a retry would only repeat the error.
+LOCAL = ClusterSettings(gpus=0, work_claim="", storage_secret="", gpu_taint="", shared_memory="", retries=0)
+
+
+def preset_names() -> list[str]:
+    folder = files("mu2llm.pipelines")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def preset(name: str) -> RunSettings:
+    """The settings of a named preset (pipelines/<name>.yaml)."""
+    if name not in preset_names():
+        raise ValueError(f"preset {name!r} is unknown; presets are {', '.join(preset_names())}")
+    return RunSettings(
+        **yaml.safe_load(files("mu2llm.pipelines").joinpath(f"{name}.yaml").read_text("utf-8"))
+    )
+
+
+def read_cluster(path: str | Path) -> ClusterSettings:
+    """ClusterSettings from a YAML file of `name: value` lines; what it leaves out keeps its default."""
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected `name: value` lines")
+    known = {f.name: type(f.default) for f in fields(ClusterSettings)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{path}: unknown setting {name!r}; known are {', '.join(known)}")
+        if not isinstance(value, known[name]):
+            raise ValueError(f"{path}: {name} is {value!r}, expected {known[name].__name__}")
+    return ClusterSettings(**{**asdict(ClusterSettings()), **values})
