@@ -1,0 +1,57 @@
+"""Pictures show the patient's right on the left, the front up, and slices from below to above."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mu2llm.volume import Volume, prepare_frames
+from mu2llm.volume.pictures import slices_png
+
+
+@pytest.fixture
+def volume():
+    """In RAS: something bright at the right and in front, only in the lower third."""
+    array = np.full((30, 20, 12), -1000, np.int16)
+    array[2:-2, 2:-2] = -150
+    array[20:28, 12:18, :4] = 240
+    return Volume(array, np.diag([1.0, 1.0, 3.0, 1.0]), "phantom")
+
+
+def brightest(png):
+    """(left or right, up or down, brightness) of the brightest spot."""
+    pixels = np.asarray(Image.open(io.BytesIO(png)), np.float64)
+    rows, columns = np.nonzero(pixels >= pixels.max() - 1)
+    side = "left" if columns.mean() < pixels.shape[1] / 2 else "right"
+    return side, "up" if rows.mean() < pixels.shape[0] / 2 else "down", pixels.max()
+
+
+def test_volume_is_shown_as_radiologists_look_at_it(volume):
+    lowest, middle, highest = slices_png(volume, 3)
+    assert brightest(lowest) == ("left", "up", 255)
+    assert brightest(middle)[2] < 20
+    assert brightest(highest)[2] < 20
+    assert Image.open(io.BytesIO(lowest)).size == (384, 256), "30 × 20 mm keep their proportions"
+
+
+def test_storage_order_does_not_change_the_picture(volume):
+    stored = Volume(volume.array[::-1, ::-1], np.diag([-1.0, -1.0, 3.0, 1.0]), "LPS")
+    assert slices_png(stored, 3) == slices_png(volume, 3)
+
+
+def test_frames_of_both_modes_are_shown_the_same_way_round(volume):
+    hu = prepare_frames(volume, mode="hu", size=24, depth=12, frame_slices=6)
+    assert brightest(slices_png(hu, 3)[0])[:2] == ("left", "up")
+    stored = Volume(volume.array[::-1, ::-1], np.diag([-1.0, -1.0, 3.0, 1.0]), "LPS")
+    published = prepare_frames(stored, size=24, depth=12, frame_slices=6)
+    assert brightest(slices_png(published, 3, mode="published")[0])[:2] == ("left", "up")
+
+
+def test_real_ct_gives_pictures(real_ct):
+    from mu2llm.volume import load_volume
+
+    for png in slices_png(load_volume(real_ct / "example_ct.nii.gz"), 4):
+        pixels = np.asarray(Image.open(io.BytesIO(png)))
+        assert pixels.shape[0] == 256
+        assert 20 < pixels.mean() < 200
