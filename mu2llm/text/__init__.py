@@ -1,0 +1,1 @@
+"""Text tools shared by corpus and evaluation: sentences, findings, labels."""

@@ -1,0 +1,102 @@
+"""Findings in a report: what is said to be there or not, where, how large, how sure, and since when.
+
+Rules over a word list (docs/corpus.md); English. Made for chest, abdomen and pelvis CT reports.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+from mu2llm.text import mentions
+from mu2llm.text.sentences import split
+from mu2llm.text.words import lexicon
+
+Status = Literal["present", "absent", "uncertain"]
+Side = Literal["left", "right", "bilateral", ""]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that one sentence says of one entity.
+
+    `text` is the sentence, the report's characters [start, end); `sentence` its id ("S3"). `sizes_mm` holds the
+    present size, not an earlier one. Empty values mean that the sentence does not say.
+    """
+
+    entity: str
+    status: Status
+    side: Side = ""
+    location: str = ""
+    severity: str = ""
+    sizes_mm: tuple[float, ...] = ()
+    attributes: tuple[str, ...] = ()
+    comparison: str = ""
+    text: str = ""
+    start: int = 0
+    end: int = 0
+    sentence: str = ""
+
+
+def extract(text: str) -> list[Finding]:
+    """The findings of a report, in order, denied and uncertain ones included.
+
+    "The lungs are clear" denies what the word list holds against clear lungs. A sentence that says the same of
+    one entity twice gives one finding.
+    """
+    findings: list[Finding] = []
+    for sentence in split(text):
+        findings += [
+            replace(finding, start=sentence.start, end=sentence.end, sentence=sentence.id)
+            for finding in _of_sentence(sentence.text)
+        ]
+    return findings
+
+
+def finding_keys(findings: Iterable[Finding]) -> set[str]:
+    """Keys of the present findings: "cardiomegaly"; with the side where two sides can differ:
+    "pleural effusion, left". Bilateral gives both keys; without a stated side the entity alone."""
+    entities = lexicon().entities
+    keys: set[str] = set()
+    for finding in findings:
+        if finding.status != "present":
+            continue
+        if not finding.side or not entities[finding.entity].get("sided"):
+            keys.add(finding.entity)
+            continue
+        sides = ("left", "right") if finding.side == "bilateral" else (finding.side,)
+        keys.update(f"{finding.entity}, {side}" for side in sides)
+    return keys
+
+
+@lru_cache(maxsize=65536)
+def _of_sentence(sentence: str) -> tuple[Finding, ...]:
+    found: list[Finding] = []
+    for mention in mentions.read(sentence):
+        finding = Finding(text=sentence, **mention)
+        for index, other in enumerate(found):
+            if _says_the_same(finding, other):
+                found[index] = _joined(other, finding)
+                break
+        else:
+            found.append(finding)
+    return tuple(found)
+
+
+def _says_the_same(a: Finding, b: Finding) -> bool:
+    return (a.entity, a.status) == (b.entity, b.status) and all(
+        not getattr(a, slot) or not getattr(b, slot) or getattr(a, slot) == getattr(b, slot)
+        for slot in ("side", "location", "sizes_mm", "severity")
+    )
+
+
+def _joined(a: Finding, b: Finding) -> Finding:
+    return replace(
+        a,
+        side=a.side or b.side,
+        location=a.location or b.location,
+        severity=a.severity or b.severity,
+        sizes_mm=a.sizes_mm or b.sizes_mm,
+        attributes=tuple(dict.fromkeys(a.attributes + b.attributes)),
+        comparison=a.comparison or b.comparison,
+    )
