@@ -1,0 +1,257 @@
+"""Starts, watches and stops a local tritonserver. It listens on 127.0.0.1 only.
+
+What runs is written in `<state_dir>/server.json`; the server's log is `<state_dir>/tritonserver.log`. The
+server lives in a session of its own, so that Ctrl-C in a terminal reaches the caller and not the server.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from mu2llm.serving.export import MODEL, served_version, verify
+from mu2llm.serving.triton_binary import find_tritonserver, python_environment, working_folder
+
+HOST = "127.0.0.1"
+STATE = "server.json"
+PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker")
+LOG_LINES = 20
+
+
+class ServerError(RuntimeError):
+    """The server did not come up, or does not go down."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server as server.json describes it; `created` tells it from a reused pid."""
+
+    pid: int
+    created: float
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    repository: str
+    version: int
+    log: str
+
+    @property
+    def url(self) -> str:
+        """The address that `mu2llm.serving.client` takes."""
+        return f"{HOST}:{self.grpc_port}"
+
+
+def start(
+    repository: str | Path,
+    *,
+    state_dir: str | Path,
+    grpc_port: int = 8001,
+    http_port: int = 8000,
+    metrics_port: int = 8002,
+    volume_roots: Sequence[str] = (),
+    ready_seconds: float = 180,
+) -> Server:
+    """Starts tritonserver on an exported repository and returns when the model is ready.
+
+    Args:
+        repository: made by `export_triton`; the served version's manifest is checked first.
+        state_dir: where server.json and the log go.
+        volume_roots: folders and s3:// prefixes below which VOLUME_URI may point; none by default.
+        ready_seconds: how long loading may take.
+
+    Raises `ServerError` naming a port in use, a server that runs already, or, with the log's last lines on
+    stderr, a start that failed; nothing is left running then.
+    """
+    repository, state_dir = Path(repository).resolve(), Path(state_dir).resolve()
+    if running := status(state_dir):
+        raise ServerError(
+            f"a server already runs for {state_dir} (pid {running.pid}): `mu2 serve --stop` stops it"
+        )
+    binary, environment = find_tritonserver(), python_environment()
+    version = served_version(repository)
+    verify(repository / MODEL / str(version))
+    ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
+    for name, port in ports.items():
+        _check_free(name, port)
+
+    state_dir.mkdir(parents=True, exist_ok=True)
+    environment["MU2_VOLUME_ROOTS"] = ",".join(_checked_root(root) for root in volume_roots)
+    log = state_dir / "tritonserver.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(binary, repository, ports),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=working_folder(),
+            start_new_session=True,
+        )
+    try:
+        created = psutil.Process(process.pid).create_time()
+        server = Server(
+            process.pid, created, grpc_port, http_port, metrics_port, str(repository), version, str(log)
+        )
+        _write_state(state_dir, server)
+        _wait_ready(process, server, ready_seconds)
+    except BaseException as error:  # Ctrl-C too: a server is never left behind
+        process.kill()
+        process.wait()
+        _clean_up(process.pid, grpc_port)
+        (state_dir / STATE).unlink(missing_ok=True)
+        if isinstance(error, ServerError):
+            print(_last_lines(log), file=sys.stderr)
+        raise
+    return server
+
+
+def status(state_dir: str | Path) -> Server | None:
+    """The server that runs for this state folder, or None."""
+    server = _read_state(Path(state_dir))
+    return server if server and _process(server) else None
+
+
+def stop(state_dir: str | Path, *, seconds: float = 40) -> bool:
+    """Stops the server; True when one was running. Harmless when none is.
+
+    The server gets `seconds` to finish the drafts that are under way; then it is killed. Only a process that
+    is the tritonserver of server.json is ever touched, and the Python processes in its session.
+    """
+    state_dir = Path(state_dir)
+    server = _read_state(state_dir)
+    if server is None:
+        return False
+    process = _process(server)
+    if process:
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+    _clean_up(server.pid, server.grpc_port)
+    (state_dir / STATE).unlink(missing_ok=True)
+    return process is not None
+
+
+def _command(binary: Path, repository: Path, ports: dict[str, int]) -> list[str]:
+    # Interfaces that nobody here needs are locked with a key that nobody has.
+    key = secrets.token_hex(16)
+    return [
+        str(binary),
+        f"--model-repository={repository}",
+        f"--backend-directory={binary.parent.parent / 'backends'}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--exit-on-error=true",
+        "--strict-readiness=true",
+        f"--grpc-address={HOST}",
+        f"--grpc-port={ports['grpc']}",
+        f"--http-address={HOST}",
+        f"--http-port={ports['http']}",
+        f"--metrics-address={HOST}",
+        f"--metrics-port={ports['metrics']}",
+        f"--http-restricted-api=shared-memory,logging,trace:mu2-admin={key}",
+        f"--grpc-restricted-protocol=shared-memory,logging,trace:mu2-admin={key}",
+        # Importing torch on a busy machine takes longer than the default of 30 s.
+        "--backend-config=python,stub-timeout-seconds=300",
+        f"--backend-config=python,shm-region-prefix-name={_shm_prefix(ports['grpc'])}",
+    ]
+
+
+def _shm_prefix(grpc_port: int) -> str:
+    """Names the backend's shared memory: what a killed server leaves in /dev/shm can be told apart."""
+    return f"mu2llm_{grpc_port}_"
+
+
+def _check_free(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        # As servers do: an old connection's remains don't count as in use, a listener does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServerError(
+                f"port {port} ({name}) is in use or not allowed ({error.strerror}): stop what uses it, "
+                f"or choose another with --{name}-port"
+            ) from None
+
+
+def _checked_root(root: str) -> str:
+    if "," in root:
+        raise ValueError(f"volume root {root!r} holds a comma, which separates roots")
+    if root.startswith("s3://"):
+        return root
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"volume root {root} is not a folder")
+    return str(Path(root).resolve())
+
+
+def _wait_ready(process: subprocess.Popen, server: Server, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    url = f"http://{HOST}:{server.http_port}/v2/models/{MODEL}/versions/{server.version}/ready"
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(
+                f"tritonserver ended with status {process.returncode} while starting: {server.log}"
+            )
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise ServerError(f"tritonserver was not ready after {seconds:.0f} s: {server.log}")
+
+
+def _process(server: Server) -> psutil.Process | None:
+    """The server's process, when it lives and really is the one that was started."""
+    try:
+        process = psutil.Process(server.pid)
+        same = abs(process.create_time() - server.created) < 1 and "tritonserver" in process.name()
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _clean_up(pid: int, grpc_port: int) -> None:
+    """Ends Python processes that outlived their server, and frees the shared memory they held.
+
+    They are told by their session, which is the dead server's pid; the kernel gives that number to nobody
+    else while they live.
+    """
+    if not psutil.pid_exists(pid):
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                command = " ".join(process.cmdline())
+                if os.getsid(process.pid) == pid and any(name in command for name in PYTHON_PROCESSES):
+                    process.kill()
+                    process.wait(10)
+    for region in Path("/dev/shm").glob(f"{_shm_prefix(grpc_port)}*"):
+        region.unlink(missing_ok=True)
+
+
+def _last_lines(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+
+
+def _read_state(state_dir: Path) -> Server | None:
+    try:
+        return Server(**json.loads((state_dir / STATE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def _write_state(state_dir: Path, server: Server) -> None:
+    temporary = state_dir / f"{STATE}.part"
+    temporary.write_text(json.dumps(asdict(server), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(state_dir / STATE)

@@ -1,0 +1,177 @@
+"""The Python-backend model that tritonserver runs: exported as `mu2llm/<version>/model.py`.
+
+It only translates: request tensors → messages to the worker process, the worker's messages → responses.
+Decoupled: a request is answered by any number of responses with a TEXT piece each, then one last response
+with FINISH_REASON, USAGE, MODEL_VERSION and NOTICE. Errors are sent as responses, never raised, because a
+raise leaks shared memory.
+
+The worker is apart so that the model runs with the project's own packages, whatever NumPy the backend's stub
+was built for, and so that one that dies is replaced: its requests fail as UNAVAILABLE, the next ones wait.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from mu2llm import NOTICE
+from mu2llm.serving import wire
+
+INPUTS = ("VOLUME_URI", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED")
+CANCEL_SECONDS = 0.02  # how often clients are asked whether they still want their answer
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.version = args["model_version"]
+        # fmt: off
+        self.command = [
+            # -P: no imports from the working folder, where the stub's NumPy is.
+            sys.executable, "-P", "-m", "mu2llm.serving.worker",
+            "--model", str(Path(args["model_repository"]) / self.version / "model"),
+            "--max-queue", parameters["max_queue"]["string_value"],
+            "--max-tokens", parameters["max_tokens"]["string_value"],
+        ]
+        # fmt: on
+        self.numbers = itertools.count(1)
+        self.senders: dict[int, Any] = {}
+        self.lock = threading.Lock()  # for senders
+        self.channel_lock = threading.Lock()  # for writing; apart, or a long write would hold up the reader
+        self.closing = False
+        self._start_worker()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        threading.Thread(target=self._watch_clients, daemon=True).start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            volume = _value(request, "VOLUME")
+            values = {name: _value(request, name) for name in INPUTS}
+            try:
+                values = {name: _plain(name, value) for name, value in values.items() if value is not None}
+            except ValueError as error:
+                _fail(sender, "INVALID_ARG", str(error))
+                continue
+            number = next(self.numbers)
+            with self.lock:
+                self.senders[number] = sender
+            header = {"id": number, "type": "ask", "values": values, "volume": volume is not None}
+            self._tell(header, volume or b"")
+
+    def finalize(self) -> None:
+        self.closing = True
+        self.channel.shutdown(socket.SHUT_WR)
+        self.reader.join()
+
+    def _start_worker(self) -> None:
+        """Starts the worker and waits until the model is loaded."""
+        self.channel, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            self.worker = subprocess.Popen([*self.command, "--fd", str(fd)], pass_fds=[fd])
+        self.stream = self.channel.makefile("rb")
+        if wire.receive(self.stream) is None:
+            raise RuntimeError(f"the worker ended with status {self.worker.wait()} while loading the model")
+
+    def _read(self) -> None:
+        """Passes the worker's messages on to the clients; replaces a worker that died."""
+        while True:
+            while (message := wire.receive(self.stream)) is not None:
+                self._answer(message[0])
+            status = self.worker.wait()
+            if self.closing:
+                return
+            print(
+                f"the model's process ended with status {status}: starting another",
+                file=sys.stderr,
+                flush=True,
+            )
+            with self.channel_lock:
+                with self.lock:
+                    lost = list(self.senders.values())
+                    self.senders.clear()
+                for sender in lost:
+                    _fail(sender, "UNAVAILABLE", "the model's process ended amid this request: try again")
+                try:
+                    self._start_worker()
+                except RuntimeError as error:
+                    # Without a model this process must not look healthy.
+                    print(error, file=sys.stderr, flush=True)
+                    os._exit(1)
+
+    def _answer(self, header: dict[str, Any]) -> None:
+        number = header["id"]
+        with self.lock:
+            sender = self.senders.get(number) if header["type"] == "piece" else self.senders.pop(number, None)
+        if sender is None:
+            return  # asked of the worker before this one, and failed with it
+        if header["type"] == "piece":
+            sender.send(pb_utils.InferenceResponse([_text("TEXT", header["text"])]))
+        elif header["type"] == "fail":
+            _fail(sender, header["code"], header["message"])
+        else:
+            outputs = {
+                "TEXT": "",
+                "FINISH_REASON": header["reason"],
+                "USAGE": json.dumps(header["usage"]),
+                "MODEL_VERSION": self.version,
+                "NOTICE": NOTICE,
+            }
+            _last(sender, pb_utils.InferenceResponse([_text(*output) for output in outputs.items()]))
+
+    def _watch_clients(self) -> None:
+        told: set[int] = set()
+        while not self.closing:
+            time.sleep(CANCEL_SECONDS)
+            with self.lock:
+                waiting = dict(self.senders)
+            told &= waiting.keys()
+            for number in waiting.keys() - told:
+                if waiting[number].is_cancelled():
+                    told.add(number)
+                    self._tell({"id": number, "type": "cancel"})
+
+    def _tell(self, header: dict[str, Any], body: bytes = b"") -> None:
+        # When the worker has just died, the reader fails its requests and starts another.
+        with self.channel_lock, contextlib.suppress(OSError):
+            wire.send(self.channel, header, body)
+
+
+def _value(request: Any, name: str) -> Any:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
+
+
+def _plain(name: str, value: Any) -> str | int | float:
+    """A number, or the text of bytes; what JSON can carry."""
+    if not isinstance(value, bytes):
+        return value.item()
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text") from None
+
+
+def _text(name: str, value: str) -> Any:
+    return pb_utils.Tensor(name, np.array([value.encode("utf-8")], dtype=np.object_))
+
+
+def _fail(sender: Any, code: str, message: str) -> None:
+    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    _last(sender, pb_utils.InferenceResponse(error=error))
+
+
+def _last(sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
