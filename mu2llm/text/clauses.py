@@ -1,10 +1,11 @@
-"""Where one statement of a sentence ends and the next begins, so that negation and sides stay in their own."""
+"""A sentence as a row of spans, parted into clauses that negation and sides do not cross."""
 
 import re
+from dataclasses import dataclass
 
-from mu2llm.text.words import Span
+from mu2llm.text.words import Span, spans
 
-# After a comma, semicolon or "and": what opens a new statement whatever stood before.
+# After a comma or "and": what opens a new statement whatever stood before.
 _OPENS = re.compile(
     r"C?(?:A|T|(?:D|s)?N|P(?=A)"  # a, there, no, with a
     r"|D?s?[wza]?S[SCzsw]{0,4}[VM])"  # the heart is; the lungs are
@@ -12,14 +13,36 @@ _OPENS = re.compile(
 _NOT_A_SUBJECT = re.compile(r"[rVKPMW]")
 
 
-def number_clauses(row: list[Span]) -> list[int]:
+@dataclass(frozen=True)
+class Row:
+    """A sentence's spans, their codes as one string, and the number of the clause that each belongs to."""
+
+    text: str
+    spans: list[Span]
+    codes: str
+    clauses: list[int]
+
+    def bounds(self, clause: int) -> tuple[int, int]:
+        """First span of a clause and one past its last."""
+        first = self.clauses.index(clause)
+        return first, first + self.clauses.count(clause)
+
+
+def read_row(text: str) -> Row:
+    """Reads a sentence."""
+    row = spans(text)
+    _settle(row)
+    codes = "".join(span.code for span in row)
+    return Row(text, row, codes, number_clauses(codes))
+
+
+def number_clauses(codes: str) -> list[int]:
     """The number of the clause that each span of a sentence belongs to.
 
     A new clause begins at a semicolon, at "but", "except", "while" and the like, and at a comma or "and" that
     is followed by an article, "there", a negation, or a statement with a verb of its own. Commas and "and"
     that only list things ("no mass, nodule or effusion") do not part clauses.
     """
-    codes = "".join(span.code for span in row)
     numbers: list[int] = []
     clause, begin = 0, 0
     for index, code in enumerate(codes):
@@ -42,9 +65,30 @@ def _parts(codes: str, begin: int, index: int) -> bool:
         if opens.group().endswith(("V", "M")):
             # "the lungs and the heart are": a list of subjects is one statement.
             said = any(code in before for code in "VMKNn")
-            asked = codes[index + 1 + opens.end() : index + 2 + opens.end()]
-            return said and not ("N" in before and asked == "K" and "V" not in before)
+            follows = codes[index + 1 + opens.end() : index + 2 + opens.end()]
+            return said and not ("N" in before and follows == "K" and "V" not in before)
         return True
     segment = re.split(r"[,;bC]", after, maxsplit=1)[0]
     has_verb = any(code in "VMK" for code in before)
     return has_verb and any(code in "VM" for code in segment) and not _NOT_A_SUBJECT.match(segment)
+
+
+_ALSO_ATTRIBUTES = {"calcification": "calcified", "low density": "hypodense", "enlarged": "enlarged"}
+
+
+def _settle(row: list[Span]) -> None:
+    """Words that depend on their neighbour: "No, there is", "ground-glass nodule", "calcified stone"."""
+    for index, span in enumerate(row):
+        after = row[index + 1].code if index + 1 < len(row) else ""
+        if index == 0 and span.code == "N" and after == ",":
+            row[index] = span._replace(code="w")
+        elif span.code == "E" and span.value == "ground-glass opacity" and after == "H":
+            row[index] = span._replace(code="a", value="ground-glass")
+        elif span.code == "H" and span.value in _ALSO_ATTRIBUTES and _noun_follows(row, index + 1):
+            row[index] = span._replace(code="a", value=_ALSO_ATTRIBUTES[span.value])
+
+
+def _noun_follows(row: list[Span], index: int) -> bool:
+    while index < len(row) and row[index].code in "ag":
+        index += 1
+    return index < len(row) and row[index].code in "EH"

@@ -3,14 +3,21 @@
 Rules over a word list (docs/corpus.md); English. Made for chest, abdomen and pelvis CT reports.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
-from mu2llm.text import mentions
+from mu2llm.text.clauses import read_row
+from mu2llm.text.mentions import named, territories
+from mu2llm.text.normals import denied
+from mu2llm.text.qualities import qualities
 from mu2llm.text.sentences import split
 from mu2llm.text.words import lexicon
+
+_SPEAKS = re.compile("[EHny]")
+_HEADING = re.compile(r"[A-Z][A-Za-z ,&/]{1,40}:")
 
 Status = Literal["present", "absent", "uncertain"]
 Side = Literal["left", "right", "bilateral", ""]
@@ -20,8 +27,8 @@ Side = Literal["left", "right", "bilateral", ""]
 class Finding:
     """One thing that one sentence says of one entity.
 
-    `text` is the sentence, the report's characters [start, end); `sentence` its id ("S3"). `sizes_mm` holds the
-    present size, not an earlier one. Empty values mean that the sentence does not say.
+    `text` is the sentence, the report's characters [start, end); `sentence` its id ("S3"). `sizes_mm` holds
+    the present size, not an earlier one. Empty values mean that the sentence does not say.
     """
 
     entity: str
@@ -41,15 +48,20 @@ class Finding:
 def extract(text: str) -> list[Finding]:
     """The findings of a report, in order, denied and uncertain ones included.
 
-    "The lungs are clear" denies what the word list holds against clear lungs. A sentence that says the same of
-    one entity twice gives one finding.
+    "The lungs are clear" denies what the word list holds against clear lungs. A sentence that says the same
+    of one entity twice gives one finding. An organ heading ("Liver: ...") holds to the end of its line.
     """
     findings: list[Finding] = []
+    heading, end = "", 0
     for sentence in split(text):
+        if "\n" in text[end : sentence.start]:
+            heading = ""
+        end = sentence.end
         findings += [
             replace(finding, start=sentence.start, end=sentence.end, sentence=sentence.id)
-            for finding in _of_sentence(sentence.text)
+            for finding in _of_sentence(sentence.text, heading)
         ]
+        heading = _organ_heading(sentence.text) or heading
     return findings
 
 
@@ -70,10 +82,18 @@ def finding_keys(findings: Iterable[Finding]) -> set[str]:
 
 
 @lru_cache(maxsize=65536)
-def _of_sentence(sentence: str) -> tuple[Finding, ...]:
+def _of_sentence(sentence: str, heading: str) -> tuple[Finding, ...]:
+    row = read_row(sentence)
+    if not _SPEAKS.search(row.codes):
+        return ()
+    if heading and "S" not in row.codes:
+        row = read_row(f"{heading} {sentence}")
+    mentions = territories(row)
+    spoken = [mention for index in range(len(mentions)) for mention in named(row, mentions, index)]
+    said = [qualities(row, mentions, mention) for mention in spoken]
+    said += [no for no in denied(row, spoken) if not any(_same_place(no, other) for other in said)]
     found: list[Finding] = []
-    for mention in mentions.read(sentence):
-        finding = Finding(text=sentence, **mention)
+    for finding in (Finding(text=sentence, **fields) for fields in said):
         for index, other in enumerate(found):
             if _says_the_same(finding, other):
                 found[index] = _joined(other, finding)
@@ -81,6 +101,16 @@ def _of_sentence(sentence: str) -> tuple[Finding, ...]:
         else:
             found.append(finding)
     return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _organ_heading(sentence: str) -> str:
+    opening = _HEADING.match(sentence)
+    return opening.group() if opening and "S" in read_row(opening.group()).codes else ""
+
+
+def _same_place(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a["entity"] == b["entity"] and {a["side"], b["side"]} != {"left", "right"}
 
 
 def _says_the_same(a: Finding, b: Finding) -> bool:

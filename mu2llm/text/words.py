@@ -159,8 +159,9 @@ def spans(sentence: str) -> list[Span]:
     while position < len(tokens):
         kind, word, start, end = tokens[position]
         found, after = None, position + 1
-        node, look = tree, position
-        while look < len(tokens) and (node := node.get(tokens[look][1])) is not None:
+        node: dict[str, Any] | None = tree
+        look = position
+        while look < len(tokens) and node and (node := node.get(tokens[look][1])):
             look += 1
             if "" in node:
                 found, after = node[""], look

@@ -5,8 +5,14 @@ import pytest
 from mu2llm.text.findings import extract, finding_keys
 
 LUNGS_CLEAR = {
-    "lung nodule", "lung mass", "consolidation", "lung opacity", "ground-glass opacity", "atelectasis", "emphysema",
-}  # fmt: skip
+    "lung nodule",
+    "lung mass",
+    "consolidation",
+    "lung opacity",
+    "ground-glass opacity",
+    "atelectasis",
+    "emphysema",
+}
 
 # The sentences of the phantom reports, and the likes of them: (sentence, present keys, absent entities).
 PHANTOM = [
@@ -142,11 +148,17 @@ def test_status(sentence, expected):
             "A moderate right pleural effusion with atelectasis of the left lower lobe.",
             {("pleural effusion", "right", ""), ("atelectasis", "left", "left lower lobe")},
         ),
-        ("In the right lung, there is a nodule and a consolidation.", {("lung nodule", "right", ""), ("consolidation", "right", "")}),
-        ("Calcification of the left anterior descending artery.", {("coronary artery calcification", "", "")}),
+        (
+            "In the right lung, there is a nodule and a consolidation.",
+            {("lung nodule", "right", ""), ("consolidation", "right", "")},
+        ),
+        (
+            "Calcification of the left anterior descending artery.",
+            {("coronary artery calcification", "", "")},
+        ),
         ("Right pleural effusion with shift of the heart to the left.", {("pleural effusion", "right", "")}),
     ],
-)  # fmt: skip
+)
 def test_side_and_location(sentence, expected):
     assert {(f.entity, f.side, f.location) for f in extract(sentence)} == expected
 
@@ -191,6 +203,15 @@ def test_place_in_the_report():
     effusion = next(f for f in extract(report) if f.entity == "pleural effusion")
     assert effusion.sentence == "S2"
     assert report[effusion.start : effusion.end] == effusion.text == "Large left pleural effusion."
+
+
+def test_an_organ_heading_holds_to_the_end_of_its_line():
+    report = "Liver: Normal size. Mean HU value: 101. Hypodense lesion of 2.1 cm.\nCyst.\nKidneys: Cyst."
+    assert [(f.entity, f.status, f.sentence) for f in extract(report)] == [
+        ("hepatomegaly", "absent", "S1"),
+        ("liver lesion", "present", "S3"),
+        ("renal cyst", "present", "S5"),
+    ]
 
 
 def test_a_side_without_a_finding_changes_nothing():

@@ -1,0 +1,125 @@
+"""What a sentence says of a mention: where, how large, how sure, and since when."""
+
+import re
+from typing import Any
+
+from mu2llm.text.clauses import Row
+from mu2llm.text.mentions import Mention, listed_with
+from mu2llm.text.words import lexicon
+
+_ONLY_ON = {"middle lobe": "right", "lingula": "left"}  # there is one of each in the body
+_SIDED = ("lobe", "lobes", "zone", "pole", "apex", "base", "hilum", "axilla")
+_SIDE_BEHIND = re.compile(r"L*[PD]*(s)")
+_CHANGE_BEFORE = re.compile(r"c[PDAw]*$")
+
+
+def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, Any]:
+    """Finding's fields for one named mention."""
+    before = range(mention.first, mention.at)
+    after = _after(row, mentions, mention)
+    lead = range(mentions[0].first)
+    side, location = place(row, before)
+    if not side and not location:
+        side, location = place(row, after)
+    elif not location:
+        location = place(row, after, side)[1]
+    site_in_lead = not mention.sites or mention.sites[0] < mentions[0].first
+    if not side and not location and site_in_lead:
+        side, location = place(row, lead)
+    own = [*before, *after]
+    codes, spans = row.codes, row.spans
+    sizes = [spans[i].value for i in own if codes[i] == "#" and codes[max(i - 1, 0)] != "p"]
+    severities = [spans[i].value for i in own if codes[i] == "g"]
+    attributes = [spans[i].value for i in own if codes[i] == "a"]
+    if codes[mention.at] == "H" and "attribute" in lexicon().heads[spans[mention.at].value]:
+        attributes.insert(0, lexicon().heads[spans[mention.at].value]["attribute"])
+    comparison = _comparison(row, mentions, mention)
+    return {
+        "entity": mention.entity,
+        "status": "absent" if comparison == "resolved" else _status(row, mentions, mention),
+        "side": side,
+        "location": location,
+        "severity": severities[0] if severities else "",
+        "sizes_mm": tuple(n for size in sizes for n in size),
+        "attributes": tuple(dict.fromkeys(attributes)),
+        "comparison": comparison,
+    }
+
+
+def place(row: Row, where: range, known: str = "") -> tuple[str, str]:
+    """Side and location that the spans of a range tell; `known` is the side told elsewhere."""
+    sides = [row.spans[i].value for i in where if row.codes[i] == "s"]
+    places: list[str] = []
+    for i in where:
+        if row.codes[i] != "L":
+            continue
+        name = row.spans[i].value
+        side = _side_of_place(row, i, name)
+        if side:
+            sides.append(side)
+        elif len(set(sides)) == 1 or known:
+            side = known or sides[0]
+        if name == "lobe" and not side:
+            continue
+        lateral = side in ("left", "right") and name.split()[-1] in _SIDED
+        places.append(f"{side} {name}" if lateral else name)
+    told = set(sides)
+    whole = "bilateral" if "bilateral" in told or len(told) > 1 else "".join(told)
+    return whole, " and ".join(dict.fromkeys(places))
+
+
+def _side_of_place(row: Row, i: int, name: str) -> str:
+    if row.codes[i - 1 : i] == "s":
+        return str(row.spans[i - 1].value)
+    if i >= 2 and row.codes[i - 2 : i] == "sS":
+        return str(row.spans[i - 2].value)
+    behind = _SIDE_BEHIND.match(row.codes, i)
+    if behind:
+        return str(row.spans[behind.start(1)].value)
+    return _ONLY_ON.get(name, "")
+
+
+def _after(row: Row, mentions: list[Mention], mention: Mention) -> range:
+    """The words behind a mention; of a list ("nodule and mass in the left lung") those behind its last."""
+    following = next((m for m in mentions if m.at > mention.at), None)
+    if (
+        following
+        and following.clause == mention.clause
+        and listed_with(row, mention, following)
+        and not any(row.codes[i] in "sSL" for i in range(following.first, following.at))
+    ):
+        return _after(row, mentions, following)
+    return range(mention.at + 1, mention.end)
+
+
+def _status(row: Row, mentions: list[Mention], mention: Mention) -> str:
+    begin, end = row.bounds(mention.clause)
+    before, after = row.codes[begin : mention.at], row.codes[mention.at + 1 : end]
+    denied = "N" in before or "M" in after
+    if "U" in before or "W" in after:
+        return "uncertain"
+    for i in range(begin, end):
+        if row.codes[i] != "B":
+            continue
+        # "likely pneumonia" holds for what follows; "pneumonia is likely" for what precedes.
+        looks_ahead = any(i < other.at < end for other in mentions)
+        if (i < mention.at) if looks_ahead else (i > mention.at):
+            return "absent" if denied else "uncertain"
+    return "absent" if denied else "present"
+
+
+def _comparison(row: Row, mentions: list[Mention], mention: Mention) -> str:
+    codes = row.codes
+    following = next((m.first for m in mentions if m.at > mention.at and codes[m.at] == "E"), len(codes))
+    for i in [*range(mention.first, mention.at), *range(mention.at + 1, following)]:
+        if codes[i] == "c" and row.clauses[i] in (mention.clause, mention.clause + 1):
+            return str(row.spans[i].value)
+        if codes[i] == "H" and row.clauses[i] == mention.clause:
+            word = row.text[row.spans[i].start : row.spans[i].end].lower()
+            if row.spans[i].value in ("enlarged", "atrophic") and word.startswith(
+                ("increas", "decreas", "reduc")
+            ):
+                return "increased" if word.startswith("increas") else "decreased"
+    begin = row.bounds(mention.clause)[0]
+    ahead = _CHANGE_BEFORE.search(codes[begin : mention.first])  # "no change in the nodule"
+    return str(row.spans[begin + ahead.start()].value) if ahead else ""
