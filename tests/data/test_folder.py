@@ -1,0 +1,193 @@
+"""A user's folder: reports.csv and labels.csv become studies; a row that cannot is rejected by name."""
+
+import pytest
+
+from mu2llm.data.folder import read_folder
+
+
+def folder(root, reports, labels=None, volumes=("a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz")):
+    """Writes the two tables and empty files in place of volumes, which read_folder does not open."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in volumes:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "reports.csv").write_text(reports, encoding="utf-8")
+    if labels is not None:
+        (root / "labels.csv").write_text(labels, encoding="utf-8")
+    return root
+
+
+def reasons(rejects):
+    return {(reject["volume"], reject["row"]): reject["reason"] for reject in rejects}
+
+
+def test_two_columns_are_enough(tmp_path):
+    root = folder(
+        tmp_path, 'volume,report\na.nii.gz,"Lungs are clear, heart normal."\nb.nii.gz,"Two\nlines"\n'
+    )
+    studies, rejects = read_folder(root)
+    assert rejects == []
+    assert [study.study_id for study in studies] == ["a", "b"]
+    assert [study.patient_id for study in studies] == ["a", "b"]
+    assert studies[0].report.text == "Lungs are clear, heart normal."
+    assert studies[1].report.text == "Two\nlines"
+    assert studies[0].volume == str(root.resolve() / "a.nii.gz")
+    assert studies[0].intensity == "hu"
+    assert studies[0].labels is None
+
+
+def test_all_columns(tmp_path):
+    root = folder(
+        tmp_path,
+        "Volume,Report,patient_id,split,findings,impression,region,study_id,ward\n"
+        "a.nii.gz,Whole text,P1,val,Small nodule.,Follow up.,Chest,S-1,7\n",
+        "volume,\"lung nodule, right\",emphysema\na.nii.gz,1,0\n",
+    )  # fmt: skip
+    ((study,), rejects) = read_folder(root)
+    assert rejects == []
+    assert (study.study_id, study.patient_id, study.split) == ("S-1", "P1", "val")
+    assert (study.report.findings, study.report.impression) == ("Small nodule.", "Follow up.")
+    assert study.report.regions == {"chest": "Small nodule."}
+    assert study.labels == {"lung nodule, right": 1, "emphysema": 0}
+    assert "ward" not in str(study.to_dict())
+
+
+def test_tables_as_excel_saves_them(tmp_path):
+    root = folder(tmp_path, "\ufeffvolume;report;\na.nii.gz;Clear lungs, normal heart.;\n")
+    ((study,), _) = read_folder(root)
+    assert study.report.text == "Clear lungs, normal heart."
+
+
+def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(tmp_path):
+    (tmp_path / "elsewhere.nii.gz").touch()
+    root = folder(
+        tmp_path / "set",
+        "volume,report,split,region,study_id\n"
+        "a.nii.gz,Clear.,,,\n"
+        "none.nii.gz,Clear.,,,\n"
+        "b.nii.gz,  ,,,\n"
+        "../elsewhere.nii.gz,Clear.,,,\n"
+        "a.nii.gz,Again.,,,other\n"
+        "c.nii.gz,Clear.,holdout,,\n"
+        "c.nii.gz,Clear.,,thorax,\n"
+        ",Clear.,,,\n"
+        "d.nii.gz,Clear.,,,a\n",
+    )
+    (root / "link.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    studies, rejects = read_folder(root)
+    assert [study.study_id for study in studies] == ["a"]
+    found = reasons(rejects)
+    assert found["none.nii.gz", 3] == "no such file below the dataset's folder"
+    assert found["b.nii.gz", 4] == "the report is empty"
+    assert "outside the dataset's folder" in found["../elsewhere.nii.gz", 5]
+    assert found["a.nii.gz", 6] == "volume already stands in row 2"
+    assert 'split "holdout" is not one of train, val, test' in found["c.nii.gz", 7]
+    assert 'region "thorax"' in found["c.nii.gz", 8]
+    assert found["", 9] == "the volume is empty"
+    assert found["d.nii.gz", 10] == "study_id already stands in row 2"
+
+
+def test_a_link_out_of_the_folder_is_rejected(tmp_path):
+    (tmp_path / "elsewhere.nii.gz").touch()
+    root = folder(tmp_path / "set", "volume,report\nlink.nii.gz,Clear.\n")
+    (root / "link.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
+    studies, (reject,) = read_folder(root)
+    assert studies == []
+    assert "outside the dataset's folder" in reject["reason"]
+
+
+def test_labels_that_are_no_labels_reject_their_study(tmp_path):
+    root = folder(
+        tmp_path,
+        "volume,report\na.nii.gz,Clear.\nb.nii.gz,Clear.\nc.nii.gz,Clear.\n",
+        "volume,emphysema\na.nii.gz,yes\nb.nii.gz,1\nz.nii.gz,0\n",
+    )
+    studies, rejects = read_folder(root)
+    assert [(study.study_id, study.labels) for study in studies] == [("b", {"emphysema": 1}), ("c", None)]
+    found = reasons(rejects)
+    assert found["a.nii.gz", 2] == 'labels.csv, row 2: "emphysema" is "yes", not 0 or 1'
+    assert found["z.nii.gz", 0] == "labels.csv names it, reports.csv does not"
+
+
+def test_volumes_of_the_same_name_are_told_apart_by_their_path(tmp_path):
+    root = folder(
+        tmp_path, "volume,report\nx/ct.nii.gz,A.\ny/ct.nii.gz,B.\n", volumes=("x/ct.nii.gz", "y/ct.nii.gz")
+    )
+    studies, _ = read_folder(root)
+    assert [study.patient_id for study in studies] == ["x_ct", "y_ct"]
+
+
+@pytest.mark.parametrize(
+    ("table", "cause"),
+    [
+        ("scan,text\na.nii.gz,Clear.\n", "no column volume and no report; it needs volume, report and has scan"),
+        ("", "has no column volume and no report; it needs volume, report and has none"),
+        ("volume,report\na.nii.gz,Clear, normal.\n", "row 2: more fields than columns; quote"),
+        ('volume,report\na.nii.gz,"Clear.\n', "quote texts that hold commas"),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read_is_an_error(tmp_path, table, cause):
+    with pytest.raises(ValueError, match=r"reports\.csv") as caught:
+        read_folder(folder(tmp_path, table))
+    assert cause in str(caught.value)
+
+
+def test_missing_folder_missing_table_and_wrong_encoding(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder of CTs"):
+        read_folder(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="columns volume, report"):
+        read_folder(tmp_path)
+    (tmp_path / "reports.csv").write_bytes("volume,report\na.nii.gz,größer\n".encode("cp1252"))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_folder(tmp_path)
+
+
+def many(tmp_path, count):
+    rows = "".join(f"v{i}.nii.gz,Clear.,p{i // 2}\n" for i in range(count))
+    return folder(
+        tmp_path, f"volume,report,patient_id\n{rows}", volumes=[f"v{i}.nii.gz" for i in range(count)]
+    )
+
+
+def splits(studies):
+    return {study.study_id: study.split for study in studies}
+
+
+def test_splits_are_by_patient_about_80_10_10_and_always_the_same(tmp_path):
+    root = many(tmp_path, 1000)
+    studies, _ = read_folder(root)
+    by_patient = {}
+    for study in studies:
+        assert by_patient.setdefault(study.patient_id, study.split) == study.split
+    counts = [list(by_patient.values()).count(split) for split in ("train", "val", "test")]
+    assert sum(counts) == 500
+    assert 370 < counts[0] < 430
+    assert 30 < counts[1] < 70
+    assert 30 < counts[2] < 70
+    assert splits(read_folder(root)[0]) == splits(studies)
+    assert splits(read_folder(root, seed=1)[0]) != splits(studies)
+
+
+def test_more_patients_do_not_move_those_who_were_there(tmp_path):
+    before = splits(read_folder(many(tmp_path / "a", 400))[0])
+    after = splits(read_folder(many(tmp_path / "b", 800))[0])
+    assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("count", [6, 8, 20])
+def test_few_patients_still_fill_all_three_splits(tmp_path, count):
+    for seed in range(5):
+        studies, _ = read_folder(many(tmp_path, count), seed=seed)
+        assert {study.split for study in studies} == {"train", "val", "test"}
+
+
+def test_a_patient_takes_the_split_that_one_of_its_rows_gives(tmp_path):
+    root = folder(tmp_path, "volume,report,patient_id,split\na.nii.gz,A.,p,\nb.nii.gz,B.,p,test\n")
+    assert splits(read_folder(root)[0]) == {"a": "test", "b": "test"}
+
+
+def test_a_patient_in_two_splits_is_an_error_that_names_both_but_not_the_patient(tmp_path):
+    root = folder(tmp_path, "volume,report,patient_id,split\na.nii.gz,A.,Doe,train\nb.nii.gz,B.,Doe,test\n")
+    with pytest.raises(ValueError, match="study a in train, study b in test") as caught:
+        read_folder(root)
+    assert "Doe" not in str(caught.value)

@@ -1,0 +1,152 @@
+"""Ingest opens every volume, rejects the bad ones by name, and ends with an error only when none is left."""
+
+import json
+import logging
+
+import nibabel
+import numpy as np
+import pytest
+
+from mu2llm.data.ingest import ingest
+from mu2llm.data.records import Study, read_jsonl
+
+AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
+
+
+def save(path, seed=0, low=-1000, affine=AFFINE):
+    array = np.random.default_rng(seed).integers(low, 1200, (10, 9, 8)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def dataset(root, count=6):
+    """A sound folder of `count` CTs; returns its rows, to be changed and written again by `reports`."""
+    root.mkdir()
+    for i in range(count):
+        save(root / f"ct{i}.nii.gz", seed=i)
+    rows = [
+        f'ct{i}.nii.gz,"No pleural effusion. There is a 6 mm nodule in the right lung."' for i in range(count)
+    ]
+    reports(root, rows)
+    return rows
+
+
+def reports(root, rows):
+    (root / "reports.csv").write_text("volume,report\n" + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_sound_folder(tmp_path):
+    dataset(tmp_path / "set")
+    summary = ingest("folder", tmp_path / "set", tmp_path / "out")
+    studies = list(read_jsonl(tmp_path / "out" / "studies.jsonl", Study))
+    assert [study.study_id for study in studies] == [f"ct{i}" for i in range(6)]
+    assert studies[0].dataset == "folder"
+    assert studies[0].meta["shape"] == [10, 9, 8]
+    assert studies[0].meta["spacing"] == [1.0, 1.0, 2.0]
+    assert lines(tmp_path / "out" / "rejects.jsonl") == []
+    assert json.loads((tmp_path / "out" / "ingest.json").read_text(encoding="utf-8")) == summary
+    assert (summary["studies"], summary["patients"], summary["rejects"], summary["labelled"]) == (6, 6, 0, 0)
+    assert sum(summary["splits"].values()) == 6
+    assert summary["findings"] == {"lung nodule, right": summary["splits"]}
+
+
+def test_truth_of_labels_csv_counts_before_the_report(tmp_path):
+    dataset(tmp_path / "set", 3)
+    rows = "".join(f"ct{i}.nii.gz,{int(i == 0)},0\n" for i in range(3))
+    (tmp_path / "set" / "labels.csv").write_text(f"volume,emphysema,cardiomegaly\n{rows}", encoding="utf-8")
+    summary = ingest("folder", tmp_path / "set", tmp_path / "out")
+    assert summary["labelled"] == 3
+    assert {name: sum(count.values()) for name, count in summary["findings"].items()} == {"emphysema": 1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_studies_among_many_are_rejected_by_name(tmp_path, workers, caplog):
+    root = tmp_path / "set"
+    rows = dataset(root, 18)
+    whole = (root / "ct1.nii.gz").read_bytes()
+    (root / "ct1.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (root / "ct2.nii.gz").write_text("not a CT")
+    save(root / "ct3.nii.gz", low=0)
+    (root / "ct4.nii.gz").write_bytes((root / "ct0.nii.gz").read_bytes())
+    (root / "ct5.nii.gz").unlink()
+    rows[6] = 'ct6.nii.gz,""'
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), AFFINE), root / "ct7.nii.gz")
+    unoriented = nibabel.Nifti1Image(np.arange(-500, 500, dtype=np.int16).reshape(10, 10, 10), None)
+    nibabel.save(unoriented, root / "ct8.nii.gz")
+    reports(root, rows)
+    with caplog.at_level(logging.INFO, "mu2llm"):
+        summary = ingest("folder", root, tmp_path / "out", workers=workers)
+    assert summary["studies"] == 10
+    assert summary["rejects"] == 8
+    reasons = {reject["volume"]: reject["reason"] for reject in lines(tmp_path / "out" / "rejects.jsonl")}
+    assert "cut short or damaged" in reasons["ct1.nii.gz"]
+    assert "not a NIfTI file" in reasons["ct2.nii.gz"]
+    assert "not in HU" in reasons["ct3.nii.gz"]
+    assert reasons["ct4.nii.gz"] == "the same voxels as study ct0; list each CT once"
+    assert "no such file" in reasons["ct5.nii.gz"]
+    assert reasons["ct6.nii.gz"] == "the report is empty"
+    assert "every voxel is 0" in reasons["ct7.nii.gz"]
+    assert "states no orientation" in reasons["ct8.nii.gz"]
+    assert all(str(tmp_path) not in reason for reason in reasons.values())
+    kept = {study.study_id for study in read_jsonl(tmp_path / "out" / "studies.jsonl", Study)}
+    assert kept == {"ct0", *(f"ct{i}" for i in range(9, 18))}
+    assert "nodule" not in caplog.text, "no report text in the log"
+
+
+def test_folder_without_cts(tmp_path):
+    (tmp_path / "set").mkdir()
+    reports(tmp_path / "set", ["ct0.nii.gz,Clear."])
+    with pytest.raises(ValueError, match=r"holds no CT .*put the volumes beside reports\.csv"):
+        ingest("folder", tmp_path / "set", tmp_path / "out")
+    assert lines(tmp_path / "out" / "rejects.jsonl")[0]["volume"] == "ct0.nii.gz"
+    assert not (tmp_path / "out" / "studies.jsonl").exists()
+
+
+def test_nothing_left_says_the_commonest_reason(tmp_path):
+    dataset(tmp_path / "set", 3)
+    reports(tmp_path / "set", [f'ct{i}.nii.gz,""' for i in range(3)])
+    with pytest.raises(ValueError, match="none of 3 rows can be used; 3 times: the report is empty"):
+        ingest("folder", tmp_path / "set", tmp_path / "out")
+    reports(tmp_path / "set", [])
+    with pytest.raises(ValueError, match="has no rows"):
+        ingest("folder", tmp_path / "set", tmp_path / "out")
+
+
+def test_missing_folder_and_unknown_settings(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        ingest("folder", tmp_path / "none", tmp_path / "out")
+    (tmp_path / "set").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"reports\.csv is missing"):
+        ingest("folder", tmp_path / "set", tmp_path / "out")
+    with pytest.raises(ValueError, match='dataset "ct-rate" is unknown'):
+        ingest("ct-rate", tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match='count: only the "phantom" dataset'):
+        ingest("folder", tmp_path, tmp_path / "out", count=3)
+
+
+def test_dicom_folders_and_real_cts(tmp_path):
+    from pathlib import Path
+
+    real = Path(__file__).parents[3] / "shared" / "real-ct"
+    if not real.is_dir():
+        pytest.skip("the real CTs of ../shared/real-ct are not here")
+    import shutil
+
+    root = tmp_path / "set"
+    shutil.copytree(real / "dicom", root / "series", copy_function=shutil.copyfile)
+    shutil.copyfile(real / "example_ct.nii.gz", root / "example.nii.gz")
+    reports(root, ["series,No liver lesion.", "example.nii.gz,No renal calculus."])
+    summary = ingest("folder", root, tmp_path / "out")
+    assert (summary["studies"], summary["rejects"]) == (2, 0)
+    shapes = [study.meta["shape"] for study in read_jsonl(tmp_path / "out" / "studies.jsonl", Study)]
+    assert shapes == [[512, 512, 20], [122, 101, 112]]
+
+
+def test_phantoms_go_the_same_way_as_a_hospitals_data(tmp_path):
+    summary = ingest("phantom", tmp_path / "set", tmp_path / "out", count=12, preset="demo", seed=1)
+    assert (summary["dataset"], summary["studies"], summary["labelled"]) == ("phantom", 12, 12)
+    again = ingest("folder", tmp_path / "set", tmp_path / "again", seed=1)
+    assert {**again, "dataset": "phantom"} == summary
