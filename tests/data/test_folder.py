@@ -120,7 +120,7 @@ def test_volumes_of_the_same_name_are_told_apart_by_their_path(tmp_path):
 @pytest.mark.parametrize(
     ("table", "cause"),
     [
-        ("scan,text\na.nii.gz,Clear.\n", "no column volume and no report; it needs volume, report and has scan"),
+        ("scan,text\na.nii.gz,Clear.\n", "no column volume and no report; it needs volume, report"),
         ("", "has no column volume and no report; it needs volume, report and has none"),
         ("volume,report\na.nii.gz,Clear, normal.\n", "row 2: more fields than columns; quote"),
         ('volume,report\na.nii.gz,"Clear.\n', "quote texts that hold commas"),
