@@ -1,0 +1,102 @@
+"""What training reads: samples joined with their studies' frames, and the batches made of them."""
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mu2llm.data.frames import FrameCache
+from mu2llm.data.records import Sample, Study, read_jsonl
+from mu2llm.model import Mu2Processor
+
+
+class SampleDataset(Dataset):
+    """Samples with the frames of their volumes. `blank` gives every sample a volume of air instead."""
+
+    def __init__(self, samples: Sequence[Sample], frames: FrameCache, blank: bool = False):
+        self.samples = samples
+        self.frames = frames
+        self.blank = blank
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        frames = self.frames[sample.volume]
+        return {
+            "sample_id": sample.sample_id,
+            "question": sample.question,
+            "answer": sample.answer,
+            "frames": np.zeros_like(frames) if self.blank else frames,
+        }
+
+
+def collate_samples(processor: Mu2Processor) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Batches for SFT: padded on the right, the loss on the answer and its end token only."""
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        try:
+            return processor(*([row[name] for row in rows] for name in ("frames", "question", "answer")))
+        except ValueError as error:
+            raise ValueError(f"samples {', '.join(row['sample_id'] for row in rows)}: {error}") from error
+
+    return collate
+
+
+def read_studies(path: str | Path) -> dict[str, Study]:
+    """Studies by id."""
+    if not path or not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no studies file at {path or '(studies is not set)'}: set studies=…/studies.jsonl"
+        )
+    studies = {study.study_id: study for study in read_jsonl(path, Study)}
+    if not studies:
+        raise ValueError(f"{path} holds no study")
+    return studies
+
+
+def read_samples(path: str | Path, studies: dict[str, Study]) -> dict[str, list[Sample]]:
+    """Samples by split, which is their study's. A sample of a study that is not there is an error."""
+    if not path or not Path(path).is_file():
+        raise FileNotFoundError(f"no samples file at {path or '(not set)'}: set data=…/samples.jsonl")
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for sample in read_jsonl(path, Sample):
+        study = studies.get(sample.study_id)
+        if study is None:
+            raise ValueError(
+                f"sample {sample.sample_id}: its study {sample.study_id} is not in the studies file"
+            )
+        samples[study.split].append(sample)
+    return samples
+
+
+def mix(samples: Sequence[Sample], tasks: dict[str, float], seed: int) -> list[Sample]:
+    """An epoch: each task's samples as often as its weight says (2.5: all twice, a seeded half once more)."""
+    by_task: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_task[sample.task].append(sample)
+    unknown = sorted(set(tasks) - {"report", "vqa", "narrative"})
+    if unknown:
+        raise ValueError(f"tasks: {unknown[0]!r} is not one of report, vqa, narrative")
+    epoch: list[Sample] = []
+    for task, weight in sorted(tasks.items()):
+        group = by_task[task]
+        whole = int(weight)
+        part = random.Random(f"{seed} {task}").sample(group, round(len(group) * (weight - whole)))
+        epoch += group * whole + part
+    if not epoch:
+        raise ValueError(f"no training sample of tasks {tasks}: the train split holds {sorted(by_task)}")
+    return epoch
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file: what a run was trained on."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
