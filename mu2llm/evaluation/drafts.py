@@ -40,7 +40,7 @@ def load(folder: str | Path) -> LoadedModel:
     model = Mu2ForConditionalGeneration.from_pretrained(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
     processor = Mu2Processor.from_pretrained(folder)
-    processor.check(model.config)
+    processor.check(model.config)  # type: ignore[arg-type]
     return LoadedModel(model, processor)
 
 

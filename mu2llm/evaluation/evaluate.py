@@ -11,13 +11,13 @@ import numpy as np
 from mu2llm import NOTICE
 from mu2llm.data.records import Study, read_jsonl, write_jsonl
 from mu2llm.evaluation import metrics
-from mu2llm.evaluation.drafts import MODES, draft, load
+from mu2llm.evaluation.drafts import MODES, Mode, draft, load
 from mu2llm.evaluation.green import CATEGORIES, LETTERS
 from mu2llm.evaluation.judges import Judge, Judgement, RulesJudge
 from mu2llm.text.findings import extract, finding_keys
 
 # What the keys of evaluation.json begin with, by the volumes that the model was given.
-PREFIXES = {"real": "", "blank": "floor_blank_", "shuffled": "floor_shuffled_"}
+PREFIXES: dict[Mode, str] = {"real": "", "blank": "floor_blank_", "shuffled": "floor_shuffled_"}
 
 
 def evaluate(
@@ -133,20 +133,15 @@ def compare(
 # --- the parts of the result -----------------------------------------------------------------------------
 
 
-def _green(judgements: dict[str, list[Judgement]], patients: Sequence[str], boot: dict) -> dict[str, Any]:
+def _green(judgements: dict[Mode, list[Judgement]], patients: Sequence[str], boot: dict) -> dict[str, Any]:
     """Mean GREEN of the scored studies, for the model and both floors; the model's errors by category."""
     part: dict[str, Any] = {}
-    for mode, name in (
-        ("real", "green"),
-        ("blank", "floor_blank_green"),
-        ("shuffled", "floor_shuffled_green"),
-    ):
-        scored = [i for i, judgement in enumerate(judgements[mode]) if judgement.score is not None]
-        values = np.array([judgements[mode][i].score for i in scored], float)
-        part[name] = float(values.mean()) if scored else None
-        part[f"{name}_ci"] = (
-            metrics.mean_interval(values, [patients[i] for i in scored], **boot) if scored else None
-        )
+    for mode, prefix in PREFIXES.items():
+        scored = {i: j.score for i, j in enumerate(judgements[mode]) if j.score is not None}
+        values = np.array(list(scored.values()))
+        among = [patients[i] for i in scored]
+        part[f"{prefix}green"] = float(values.mean()) if scored else None
+        part[f"{prefix}green_ci"] = metrics.mean_interval(values, among, **boot) if scored else None
     real = [j for j in judgements["real"] if j.score is not None]
     part["green_unscored"] = len(judgements["real"]) - len(real)
     part["green_errors"] = [
@@ -162,7 +157,7 @@ def _green(judgements: dict[str, list[Judgement]], patients: Sequence[str], boot
     return part
 
 
-def _rouge(rouge: dict[str, dict[str, np.ndarray]], patients: Sequence[str], boot: dict) -> dict[str, Any]:
+def _rouge(rouge: dict[Mode, dict[str, np.ndarray]], patients: Sequence[str], boot: dict) -> dict[str, Any]:
     part: dict[str, Any] = {name: float(values.mean()) for name, values in rouge["real"].items()}
     for mode, prefix in PREFIXES.items():
         values = rouge[mode]["rouge_l"]
@@ -174,7 +169,7 @@ def _rouge(rouge: dict[str, dict[str, np.ndarray]], patients: Sequence[str], boo
 def _finding_f1(
     studies: Sequence[Study],
     references: Sequence[str],
-    drafts: dict[str, list[str]],
+    drafts: dict[Mode, list[str]],
     patients: Sequence[str],
     min_positives: int,
     boot: dict,
@@ -218,7 +213,7 @@ def _write(
     out: Path,
     result: dict[str, Any],
     studies: Sequence[Study],
-    drafts: dict[str, list[str]],
+    drafts: dict[Mode, list[str]],
     judgements: Sequence[Judgement],
     rouge_l: np.ndarray,
     cases: int,

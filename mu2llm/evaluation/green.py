@@ -32,6 +32,7 @@ CATEGORIES = (
     "Omitting a comparison detailing a change from a prior study",
 )
 LETTERS = "abcdef"
+PROMPT_END = "<|assistant|>"
 
 
 @dataclass
@@ -74,8 +75,8 @@ def write(
 
 
 def _items(texts: Sequence[str]) -> str:
-    """`2. First; Second.` An item may hold neither the separator nor a line end."""
-    clean = [" ".join(text.replace(";", ",").split()).rstrip(".") for text in texts]
+    """`2. First; Second.` An item may hold neither the separator, nor a line end, nor the prompt's mark."""
+    clean = [" ".join(text.replace(";", ",").replace(PROMPT_END, "…").split()).rstrip(".") for text in texts]
     return f"{len(clean)}. {'; '.join(clean)}." if clean else "0."
 
 
@@ -150,7 +151,7 @@ class _Refused(Exception):
 def _strict(text: str) -> GreenResult:
     result = GreenResult([0] * 6, [0] * 6, 0, None, "ok")
     try:
-        sections = _strict_sections(text.rpartition("<|assistant|>")[2].replace("\r\n", "\n"))
+        sections = _strict_sections(text.rpartition(PROMPT_END)[2].replace("\r\n", "\n"))
         result.significant = _strict_errors(SIGNIFICANT, sections[SIGNIFICANT])
         result.insignificant = _strict_errors(INSIGNIFICANT, sections[INSIGNIFICANT])
         result.matched = _strict_matched(sections[MATCHED])
@@ -219,7 +220,7 @@ def _strict_matched(body: str) -> int:
     if re.search(r"\n\s*\d+\.\s", texts):
         raise _Refused("malformed", f"[{MATCHED}] is a numbered list, not a count")
     items = texts.count(";") + 1 if texts else 0
-    if items < number and texts and not texts.endswith("."):
+    if items < number and not texts.endswith("."):
         raise _Refused("truncated", f"[{MATCHED}] says {number} and ends after {items}")
     _check_items(f"[{MATCHED}]", number, texts)
     return number

@@ -71,9 +71,9 @@ def _judge(reference: str, candidate: str) -> Judgement:
     for note in notes:
         if note.category != "matched":
             errors[note.category, note.significant].append(note.text)
-    sections = [[errors[letter, weight] for letter in green.LETTERS] for weight in (True, False)]
+    significant, insignificant = ([errors[c, s] for c in green.LETTERS] for s in (True, False))
     matched = [note.text for note in notes if note.category == "matched"]
-    completion = green.write(*sections, matched)
+    completion = green.write(significant, insignificant, matched)
     result = green.parse(completion, "strict")
     return Judgement(**vars(result), completion=completion, notes=notes)
 

@@ -70,10 +70,9 @@ class Claim:
 
     @property
     def description(self) -> str:
-        """In words: `small left pleural effusion`, `right lung nodule (upper, 8 mm), unchanged`."""
-        words = [w for w in (self.severity, self.side) if w]
-        words += sorted(a for a in self.attributes if a not in self.entity)
-        text = " ".join([*words, self.entity])
+        """In words: `small left pleural effusion`, `solid right lung nodule (upper, 8 mm), unchanged`."""
+        attributes = sorted(a for a in self.attributes if a not in self.entity)
+        text = " ".join(filter(None, (self.severity, *attributes, self.side, self.entity)))
         details = [" ".join(sorted(self.location))] if self.location else []
         details += [f"{size:g} mm" for size in self.sizes]
         text += f" ({', '.join(details)})" if details else ""
@@ -193,7 +192,7 @@ def compare(reference: Sequence[Finding], candidate: Sequence[Finding]) -> list[
 
 def _omitted_denials(reference: Iterable[Finding], candidate: Iterable[Finding]) -> list[Note]:
     """A sentence of the reference that denies things of which the candidate says nothing. It misleads nobody
-    who reads silence as normal: noted, not charged. ("Clear lungs" denies much; one word on any of it will do.)"""
+    who reads silence as normal: noted, not charged. "Clear lungs" denies much; a word on one will do."""
     denied: dict[str, list[str]] = {}
     for finding in reference:
         if not asserted(finding):

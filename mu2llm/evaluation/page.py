@@ -155,7 +155,7 @@ def _case(study: Study, draft: str, judgement: Judgement) -> dict[str, Any]:
 
 
 def _pictures(study: Study) -> list[str]:
-    """Three axial slices as base64 PNG, in the grey curve that shows lung, soft tissue and calcium at once."""
+    """Three axial slices as base64 PNG, in a grey curve that shows lung, soft tissue and calcium at once."""
     from mu2llm import storage
     from mu2llm.volume import prepare_frames
     from mu2llm.volume.pictures import slices_png
@@ -181,8 +181,8 @@ def _panels(r: dict[str, Any]) -> list[dict[str, Any]]:
                 {"name": label, "value": r[key], "ci": r[f"{key}_ci"], "kind": kind}
                 for label, key, kind in (
                     ("model", name, "model"),
-                    ("shuffled volumes", f"floor_shuffled_{floor}", "floor"),
-                    ("blank volumes", f"floor_blank_{floor}", "floor"),
+                    ("shuffled", f"floor_shuffled_{floor}", "floor"),
+                    ("blank", f"floor_blank_{floor}", "floor"),
                 )
             ],
         }

@@ -1,0 +1,63 @@
+"""A tiny random model and a few phantom studies with it."""
+
+import csv
+
+import pytest
+
+from mu2llm.data.phantom import write_phantoms
+from mu2llm.data.records import Report, Study, write_jsonl
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory):
+    root = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(root, 7, preset="demo", seed=3)
+    rows = []
+    with (root / "reports.csv").open() as reports, (root / "labels.csv").open() as labels:
+        for number, (report, label) in enumerate(
+            zip(csv.DictReader(reports), csv.DictReader(labels), strict=True)
+        ):
+            del label["volume"]
+            rows.append(
+                Study(
+                    study_id=f"study-{number}",
+                    # The last two studies are of one patient.
+                    patient_id=f"patient-{min(number, 5)}",
+                    dataset="phantom",
+                    split="test",
+                    volume=str(root / report["volume"]),
+                    intensity="hu",
+                    report=Report(report["findings"], report["impression"]),
+                    labels={name: int(value) for name, value in label.items()},
+                )
+            )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def studies_file(studies, tmp_path_factory):
+    path = tmp_path_factory.mktemp("records") / "studies.jsonl"
+    write_jsonl(path, studies)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(studies, tmp_path_factory):
+    import torch
+
+    from mu2llm.model.tiny import build_tiny
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    small, processor = build_tiny(
+        [study.report.text for study in studies],
+        width=32,
+        vision_layers=1,
+        text_layers=1,
+        num_query_tokens=4,
+        num_selected_tokens=8,
+        vocab_size=400,
+    )
+    small.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -1,0 +1,125 @@
+"""A whole evaluation of a tiny random model, its files, and the comparison of two."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from mu2llm import NOTICE
+from mu2llm.data.records import Report, Study, read_jsonl, write_jsonl
+from mu2llm.evaluation.drafts import draft
+from mu2llm.evaluation.evaluate import compare, evaluate
+
+OPTIONS = {"max_new_tokens": 12, "resamples": 50, "min_positives": 1}
+
+
+@pytest.fixture(scope="module")
+def evaluated(model, studies_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation") / "new"
+    return evaluate(model, studies_file, folder, cases=3, **OPTIONS), folder
+
+
+def test_the_json_holds_what_was_returned(evaluated):
+    result, folder = evaluated
+    assert json.loads((folder / "evaluation.json").read_text()) == json.loads(json.dumps(result))
+    assert {"green", "green_ci", "rouge_l", "finding_macro_f1", "finding_macro_f1_ci"} <= set(result)
+    assert {"floor_blank_macro_f1", "floor_shuffled_macro_f1", "floor_blank_green"} <= set(result)
+    assert (result["studies"], result["patients"], result["judge"], result["seed"]) == (7, 6, "rules", 0)
+    assert result["decoding"]["strategy"] == "greedy"
+    assert result["notice"] == NOTICE
+    assert sum(row["positives"] for row in result["findings"]) > 0
+
+
+def test_true_reports_reach_the_ceiling(evaluated):
+    assert evaluated[0]["ceiling_macro_f1"] == 1
+
+
+def test_the_drafts_file_has_a_row_a_study(evaluated, model, studies):
+    _, folder = evaluated
+    rows = [json.loads(line) for line in (folder / "drafts.jsonl").read_text().splitlines()]
+    assert [row["study_id"] for row in rows] == [study.study_id for study in studies]
+    assert [row["draft"] for row in rows] == draft(model, studies, max_new_tokens=12)
+    assert all(row["notice"] == NOTICE for row in rows)
+
+
+def test_equal_evaluations_do_not_differ(evaluated, model, studies_file, tmp_path):
+    _, folder = evaluated
+    evaluate(model, studies_file, tmp_path, cases=0, **OPTIONS)
+    found = compare(folder, tmp_path / "evaluation.json")
+    assert (found["studies"], found["difference"], found["difference_ci"]) == (7, 0, [0, 0])
+
+
+def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
+    _, folder = evaluated
+    rows = [json.loads(line) for line in (folder / "drafts.jsonl").read_text().splitlines()]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"judge": "rules"}))
+    (tmp_path / "drafts.jsonl").write_text(json.dumps(rows[0] | {"study_id": "elsewhere", "green": 1.0}))
+    with pytest.raises(ValueError, match="no scored study in common"):
+        compare(folder, tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"judge": "another"}))
+    with pytest.raises(ValueError, match="'another'"):
+        compare(folder, tmp_path)
+    with pytest.raises(FileNotFoundError, match="run the evaluation first"):
+        compare(folder, tmp_path / "nowhere" / "evaluation.json")
+
+
+def test_without_labels_the_reference_reports_are_the_truth(model, studies, tmp_path):
+    path = tmp_path / "studies.jsonl"
+    write_jsonl(path, [replace(study, labels=None) for study in studies])
+    result = evaluate(model, path, tmp_path / "out", limit=4, cases=0, **OPTIONS)
+    assert result["studies"] == 4
+    assert result["finding_truth"] == {"labels": 0, "reference_reports": 4}
+    assert result["ceiling_macro_f1"] == 1
+
+
+def test_user_mistakes(model, studies_file, tmp_path):
+    with pytest.raises(ValueError, match="no study of the split 'val'"):
+        evaluate(model, studies_file, tmp_path, split="val")
+    with pytest.raises(ValueError, match="'gpt'"):
+        evaluate(model, studies_file, tmp_path, judge="gpt")
+
+
+class Page(HTMLParser):
+    """What the page shows, and whatever it would load from elsewhere."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.words, self.links, self.images, self.marks, self.tags = "", [], [], [], set()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.add(tag)
+        self.links += [values[name] for name in ("src", "href", "srcset", "action") if name in values]
+        if tag == "img":
+            self.images.append(values["src"])
+        if tag == "mark":
+            self.marks.append(values["class"])
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_the_page_stands_alone_and_says_what_it_is(evaluated, studies):
+    _, folder = evaluated
+    html = (folder / "report.html").read_text()
+    page = Page(html)
+    assert page.words.count(NOTICE) == 2
+    assert len(page.images) == 9
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not page.tags & {"link", "script", "iframe", "object"}
+    assert "url(" not in html
+    assert all(study.study_id in page.words for study in studies)
+    assert not any(study.patient_id in html for study in studies)
+
+
+def test_the_page_escapes_reports(model, studies, tmp_path):
+    path = tmp_path / "studies.jsonl"
+    evil = Report("There is <script>alert(1)</script> cardiomegaly & more.")
+    write_jsonl(path, [studies[0], replace(studies[1], study_id="<b>1</b>", report=evil)])
+    assert len(list(read_jsonl(path, Study))) == 2
+    evaluate(model, path, tmp_path, cases=2, **OPTIONS)
+    page = Page((tmp_path / "report.html").read_text())
+    assert evil.findings in page.words
+    assert not page.tags & {"script"}
