@@ -15,7 +15,8 @@ _UNIT_GOES_ON = re.compile(r"(?:in|by|x|×|at|on|and|with|to|thick|wide|long|fro
 
 _STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|(?<=[a-z)])[.!?](?=[A-Z][a-z])|[。！？；]+[”’」』）]*|\n")
 _MARKER = re.compile(r"\s*(?:(?:\d{1,2}[.)](?!\d)|[-*•·–])\s*)?")
-_HEADING = re.compile(r"[A-Z][A-Za-z/&, ]{1,60}[::]\s*$|[\u4e00-\u9fff]{2,8}[::]\s*$")
+_MARKER_NUMBER = re.compile(r"(?:[A-Za-z/&, -]{1,60}[::])?[\s*•-]*\d{0,2}")  # "1." or "Impression: 1."
+_HEADING = re.compile(r"[A-Z][A-Za-z/&, -]{1,60}[::]\s*$|[\u4e00-\u9fff]{2,8}[::]\s*$")
 _LIST_ITEM = re.compile(r"[ \t]*(?:\d{1,2}[.)](?!\d)\s|[-*•·–]\s)")
 
 
@@ -54,8 +55,8 @@ def split(text: str) -> list[Sentence]:
 def _is_full_stop(text: str, begin: int, dot: int) -> bool:
     before = text[max(begin, dot - 12) : dot + 1]
     after = text[dot + 1 : dot + 24].lstrip()
-    if not text[begin:dot].strip(" \t\n-*•") or text[begin:dot].strip().isdigit():
-        return False  # the dot of a list marker
+    if _MARKER_NUMBER.fullmatch(text, begin, dot):
+        return False
     if _BEFORE_NUMBER.search(before):
         return not after[:1].isdigit()
     if _ABBREVIATION.search(before):

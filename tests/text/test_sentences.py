@@ -24,6 +24,7 @@ def texts(report):
         ("the lungs are clear. no effusion.", ["the lungs are clear.", "no effusion."]),
         ("The heart is normal.The lungs are clear.", ["The heart is normal.", "The lungs are clear."]),
         ("1. Cardiomegaly.\n2. Small effusion\n3) Stones", ["Cardiomegaly.", "Small effusion", "Stones"]),
+        ("Impression: 1. Cardiomegaly. 2. Stones.", ["Impression: 1. Cardiomegaly.", "Stones."]),
         ("- Cardiomegaly\n• Stones", ["Cardiomegaly", "Stones"]),
         ("FINDINGS:\nLiver: Normal size.\n\nIMPRESSION:\nStones.", ["Liver: Normal size.", "Stones."]),
         ("There is a nodule\nmeasuring 5 mm.\nClear.", ["There is a nodule\nmeasuring 5 mm.", "Clear."]),
