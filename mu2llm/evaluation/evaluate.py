@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mu2llm import NOTICE
+from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Study, read_jsonl, write_jsonl
 from mu2llm.evaluation import metrics
 from mu2llm.evaluation.drafts import MODES, Mode, draft, load
@@ -34,7 +35,7 @@ def evaluate(
     resamples: int = metrics.RESAMPLES,
     min_positives: int = metrics.MIN_POSITIVES,
     cases: int = 24,
-    cache: Any = None,
+    cache: str | Path | None = None,
 ) -> dict[str, Any]:
     """Drafts the reports of a split three times (real, blank, shuffled volumes), scores them, and writes
     `out/evaluation.json`, `out/drafts.jsonl` and `out/report.html`; returns what evaluation.json holds.
@@ -42,7 +43,8 @@ def evaluate(
     `model` is a model folder, `studies` a file of Study records, `judge` "rules" or an object with `name` and
     `score`. `limit` takes the first studies of the split. A finding counts in the macro-F1 when at least
     `min_positives` studies truly have it. `cases` is how many studies the page shows with pictures. Intervals
-    are 95 % percentiles of `resamples` bootstrap resamples over patients.
+    are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder for prepared
+    frames: worth its disk when volumes are large, for they are read for two of the three drafts.
     Raises `ValueError` when the split holds no study, or no other patient for the shuffled floor.
     """
     started = time.monotonic()
@@ -51,9 +53,10 @@ def evaluate(
     if not chosen:
         raise ValueError(f"{studies} holds no study of the split {split!r}: choose a split that it has")
     loaded = load(model)
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed, "cache": cache}
-    drafts = {mode: draft(loaded, chosen, mode=mode, **options) for mode in MODES}
-    del loaded
+    frames = FrameCache([study.volume for study in chosen], loaded.processor, cache) if cache else None
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
+    drafts = {mode: draft(loaded, chosen, mode=mode, cache=frames, **options) for mode in MODES}
+    del loaded, frames
     drafted = time.monotonic()
     print(f"evaluate: scoring {len(chosen)} studies with the judge {judge.name!r}", flush=True)
 
