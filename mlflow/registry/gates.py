@@ -1,0 +1,152 @@
+"""Gates: the rules of a YAML file (see gate.yaml) that a version must pass to become champion."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mu2llm.registry.store import NAME, champion, fetch_evaluation, find, open_registry
+
+FIELDS = {
+    "at_least": {"metric", "bound"},
+    "above_floors": {"metric", "floors", "margin"},
+    "not_below_champion": {"tolerance", "shared"},
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one rule found. `value` is None where nothing could be measured."""
+
+    name: str
+    passed: bool
+    value: float | None
+    bound: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The verdict. `reasons` are the failed checks', or all checks' when the version passed."""
+
+    passed: bool
+    checks: list[Check]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [f"{c.name}: {c.reason}" for c in self.checks if self.passed or not c.passed]
+
+
+def gate(
+    version: int | str, *, tracking_uri: str, name: str = NAME, rules: str | Path | None = None
+) -> GateResult:
+    """Checks a version, by number or alias, against the rules of a YAML file (default: gate.yaml here).
+
+    Each result becomes a tag `gate.<rule>` of the version, the verdict the tag `gate`: "passed" or "failed".
+    """
+    chosen = read_rules(rules)
+    client = open_registry(tracking_uri)
+    candidate = find(client, version, name)
+    with tempfile.TemporaryDirectory() as folder:
+        own = fetch_evaluation(client, candidate, Path(folder, "candidate"))
+        result = json.loads(own.read_text(encoding="utf-8"))
+        other = champion(client, name)
+        checks = []
+        for rule in chosen:
+            if rule["kind"] == "at_least":
+                checks.append(_at_least(rule, result))
+            elif rule["kind"] == "above_floors":
+                checks.append(_above_floors(rule, result))
+            elif other is None or other.version == candidate.version:
+                reason = "no champion to compare with" if other is None else "is the champion itself"
+                checks.append(Check(rule["name"], True, None, -rule["tolerance"], reason))
+            else:
+                theirs = fetch_evaluation(client, other, Path(folder, "champion"))
+                checks.append(_not_below(rule, own, theirs, result["studies"], other.version))
+    verdict = GateResult(all(check.passed for check in checks), checks)
+    for check in checks:
+        text = f"{'passed' if check.passed else 'failed'}: {check.reason}"
+        client.set_model_version_tag(name, candidate.version, f"gate.{check.name}", text)
+    client.set_model_version_tag(name, candidate.version, "gate", "passed" if verdict.passed else "failed")
+    return verdict
+
+
+def read_rules(path: str | Path | None = None) -> list[dict[str, Any]]:
+    """The rules of a YAML file, checked: `ValueError` naming the rule and the field."""
+    source = Path(path) if path else files("mu2llm.registry").joinpath("gate.yaml")
+    rules = yaml.safe_load(source.read_text(encoding="utf-8"))
+    if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
+        raise ValueError(f"{source}: expected a list of rules, each with a name and a kind")
+    for number, rule in enumerate(rules, 1):
+        where = f"{source}, rule {rule.get('name', number)!r}"
+        if rule.get("kind") not in FIELDS:
+            raise ValueError(f"{where}: kind is {rule.get('kind')!r}; kinds are {', '.join(FIELDS)}")
+        needed = FIELDS[rule["kind"]] | {"name", "kind"}
+        if wrong := sorted(needed ^ set(rule)):
+            raise ValueError(f"{where}: missing or unknown field {', '.join(wrong)}")
+        for field in set(rule) & {"bound", "margin", "tolerance", "shared"}:
+            if isinstance(rule[field], bool) or not isinstance(rule[field], int | float):
+                raise ValueError(f"{where}: {field} is {rule[field]!r}, expected a number")
+    names = [rule["name"] for rule in rules]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{source}: more than one rule has the name {', '.join(double)}")
+    return rules
+
+
+def _metric(result: dict[str, Any], name: str, rule: dict[str, Any]) -> Any:
+    if name not in result:
+        raise ValueError(f"rule {rule['name']!r}: the evaluation has no metric {name!r}")
+    return result[name]
+
+
+def _at_least(rule: dict[str, Any], result: dict[str, Any]) -> Check:
+    value, bound = _metric(result, rule["metric"], rule), rule["bound"]
+    if value is None:
+        return Check(rule["name"], False, None, bound, f"{rule['metric']} could not be measured")
+    passed = value >= bound
+    reason = f"{rule['metric']} {value:.3f} is {'at least' if passed else 'below'} {bound}"
+    return Check(rule["name"], passed, value, bound, reason)
+
+
+def _above_floors(rule: dict[str, Any], result: dict[str, Any]) -> Check:
+    """The gap to the highest floor, and what it surely is: the lower end of the one interval less the upper
+    end of the other, which is stricter than the interval of their difference."""
+    names = [rule["metric"], *rule["floors"]]
+    values = [_metric(result, name, rule) for name in names]
+    intervals = [_metric(result, f"{name}_ci", rule) for name in names]
+    if None in values or None in intervals:
+        missing = ", ".join(
+            n for n, v, i in zip(names, values, intervals, strict=True) if v is None or i is None
+        )
+        return Check(rule["name"], False, None, rule["margin"], f"{missing} could not be measured")
+    gap = values[0] - max(values[1:])
+    surely = intervals[0][0] - max(high for _, high in intervals[1:])
+    reason = (
+        f"{rule['metric']} {values[0]:.3f} is {gap:.3f} above the highest floor (margin {rule['margin']}), "
+        f"surely {surely:.3f} (must be above 0)"
+    )
+    return Check(rule["name"], gap >= rule["margin"] and surely > 0, gap, rule["margin"], reason)
+
+
+def _not_below(rule: dict[str, Any], own: Path, theirs: Path, studies: int, number: str) -> Check:
+    from mu2llm.evaluation.evaluate import compare
+
+    name, bound = rule["name"], -rule["tolerance"]
+    try:
+        paired = compare(theirs, own)
+    except ValueError as error:  # other studies or another judge: nothing to go by
+        why = str(error).replace(str(own), "this one").replace(str(theirs), "the champion")
+        return Check(name, False, None, bound, f"not comparable with the champion, version {number}: {why}")
+    low, high = paired["difference_ci"]
+    shared = paired["studies"] / studies
+    reason = (
+        f"GREEN differs by {paired['difference']:+.3f} [{low:+.3f}, {high:+.3f}] from the champion, version "
+        f"{number}, over {paired['studies']} studies ({shared:.0%}); the interval must lie above {bound}"
+    )
+    if shared < rule["shared"]:
+        reason += f", and {rule['shared']:.0%} shared studies are needed: evaluate the champion on them"
+    return Check(name, low >= bound and shared >= rule["shared"], paired["difference"], bound, reason)
