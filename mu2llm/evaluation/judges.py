@@ -100,7 +100,7 @@ def _normality(
 
 
 _COMPARED = re.compile(
-    r"\b(compar(ed|ison|ing) (to|with)|(prior|previous) (study|exam\w*|ct|scan|imaging|computed tomography)"
+    r"\b(stable|unchanged|compar(ed|ison|ing) (to|with)|(prior|previous) (study|exam\w*|ct|scan|imaging)"
     r"|since the (prior|previous|last)|interval (change|growth|increase|decrease|development))\b",
     re.IGNORECASE,
 )

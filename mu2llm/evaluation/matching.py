@@ -136,7 +136,7 @@ def _sided(finding: Finding) -> list[Claim]:
     ]
 
 
-_NO_PLACE = {"left", "right", "bilateral", "lobe", "lung", "both"}
+_NO_PLACE = {"left", "right", "bilateral", "both", "and", "lobe", "lobes", "lung", "lungs"}
 _WITHIN = {"lingula": "upper", "apex": "upper", "base": "lower"}
 
 
