@@ -194,7 +194,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         value = yaml.safe_load(text)
         if not inner:
             values[key] = value
-        elif isinstance(values.get(key, {}), dict):
+        elif key == "tasks":
             values[key] = {**values.get(key, {}), inner: value}
         else:
             raise ValueError(f"override {override!r}: {key} has no parts")

@@ -213,11 +213,9 @@ def choose(
     if not usable:
         return "no candidate was finished and scored"
     worst = min(usable, key=lambda c: c["score"])
-    best = (
-        {"text": study.report.text, "score": 1.0}
-        if reference_as_chosen
-        else max(usable, key=lambda c: c["score"])
-    )
+    best: dict[str, Any] = max(usable, key=lambda c: c["score"])
+    if reference_as_chosen:
+        best = {"text": study.report.text, "score": 1.0}
     gap = best["score"] - worst["score"]
     if gap <= 0 or best["text"] == worst["text"]:
         return "all candidates are equally good"

@@ -69,7 +69,7 @@ def load_model(
         raise FileNotFoundError(f"no model at {config.model}: expected a folder with config.json and weights")
     processor = Mu2Processor.from_pretrained(config.model)
     model = kind.from_pretrained(config.model, dtype=torch.float32)
-    processor.check(model.config)
+    processor.check(model.config)  # type: ignore[arg-type]
     model.config.use_cache = False
     for prefix in config.freeze:
         frozen = [p for name, p in model.named_parameters() if name.startswith(prefix)]

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from mu2llm.data.records import Preference, Report, Study, read_jsonl
+from mu2llm.training.preferences import build_preferences, choose
+
+STUDY = Study("s", "p", "d", "train", "v", "hu", Report("The reference."))
+
+
+def candidate(text, score, finished=True):
+    return {"text": text, "score": score, "counts": {}, "finished": finished}
+
+
+def pick(candidates, margin=0.1, reference=False):
+    return choose(STUDY, candidates, margin=margin, reference_as_chosen=reference, judge="rules")
+
+
+def test_best_is_chosen_worst_rejected_and_all_are_kept():
+    candidates = [candidate("a", 0.5), candidate("b", 0.9), candidate("c", 0.1)]
+    pair = pick(candidates)
+    assert (pair.chosen, pair.rejected, pair.chosen_score, pair.rejected_score) == ("b", "c", 0.9, 0.1)
+    assert pair.candidates == candidates
+
+
+def test_no_pair_without_a_margin_or_a_difference():
+    assert pick([candidate("a", 0.5), candidate("b", 0.55)]) == "the margin is too small"
+    assert pick([candidate("a", 0.5), candidate("b", 0.5)], margin=0) == "all candidates are equally good"
+    assert pick([candidate("The reference.", 0.9)], reference=True) == "all candidates are equally good"
+
+
+def test_a_cut_or_unscored_draft_is_in_no_pair():
+    candidates = [candidate("cut", 1.0, finished=False), candidate("odd", None), candidate("a", 0.5)]
+    assert pick(candidates) == "all candidates are equally good"
+    assert pick([*candidates, candidate("b", 0.9)]).chosen == "b"
+    assert pick(candidates[:2]) == "no candidate was finished and scored"
+
+
+def test_the_reference_may_be_the_chosen_one():
+    pair = pick([candidate("a", 0.5), candidate("b", 0.2)], reference=True)
+    assert (pair.chosen, pair.rejected, pair.chosen_score) == ("The reference.", "b", 1.0)
+
+
+def test_pairs_from_a_model_are_repeatable_and_finished_chunks_are_not_done_again(hospital, tmp_path):
+    options = {
+        "candidates": 3,
+        "max_new_tokens": 60,
+        "margin": 0.05,
+        "reference_as_chosen": True,
+        "batch_size": 5,
+    }
+    summary = build_preferences(hospital.model, hospital.studies, tmp_path / "a", **options)
+    pairs = list(read_jsonl(tmp_path / "a" / "preferences.jsonl", Preference))
+    assert summary["studies"] == 12
+    assert summary["pairs"] == len(pairs) > 0
+    assert summary["pairs"] + sum(summary["without_pair"].values()) == 12
+    for pair in pairs:
+        assert len(pair.candidates) == 3
+        assert pair.chosen != pair.rejected
+        assert pair.chosen_score - pair.rejected_score >= 0.05
+    assert json.loads((tmp_path / "a" / "preferences.json").read_text())["pairs"] == len(pairs)
+
+    build_preferences(hospital.model, hospital.studies, tmp_path / "b", **options)
+    same = (tmp_path / "b" / "preferences.jsonl").read_bytes()
+    assert same == (tmp_path / "a" / "preferences.jsonl").read_bytes()
+
+    part = next((tmp_path / "a" / "parts").iterdir())
+    written = part.stat().st_mtime_ns
+    build_preferences(hospital.model, hospital.studies, tmp_path / "a", **options | {"margin": 0.06})
+    assert part.stat().st_mtime_ns == written
+    build_preferences(hospital.model, hospital.studies, tmp_path / "a", **options | {"seed": 1})
+    assert next((tmp_path / "a" / "parts").iterdir()).stat().st_mtime_ns != written
+
+
+def test_mistakes_are_named(hospital, tmp_path):
+    with pytest.raises(ValueError, match="unknown option 'candidate'; did you mean 'candidates'"):
+        build_preferences(hospital.model, hospital.studies, tmp_path, candidate=3)
+    with pytest.raises(ValueError, match="candidates: 1 must be from 2"):
+        build_preferences(hospital.model, hospital.studies, tmp_path, candidates=1)
+    with pytest.raises(ValueError, match="judge: 'gpt' is not known here"):
+        build_preferences(hospital.model, hospital.studies, tmp_path, judge="gpt")
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        build_preferences(tmp_path / "none", hospital.studies, tmp_path)

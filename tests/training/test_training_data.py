@@ -1,0 +1,67 @@
+import pytest
+
+from mu2llm.data.frames import FrameCache
+from mu2llm.data.records import Sample
+from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
+
+
+def some(task, count):
+    return [Sample(f"{task}{i}", "s", "v", task, "q", "a") for i in range(count)]
+
+
+def test_weights_say_how_often_a_tasks_samples_are_read():
+    samples = some("report", 4) + some("vqa", 10)
+    epoch = [s.sample_id for s in mix(samples, {"report": 2.5, "vqa": 0.3}, seed=0)]
+    counts = {task: sum(name.startswith(task) for name in epoch) for task in ("report", "vqa")}
+    assert counts == {"report": 10, "vqa": 3}
+    assert len({name for name in epoch if name.startswith("vqa")}) == 3
+    assert epoch == [s.sample_id for s in mix(samples, {"report": 2.5, "vqa": 0.3}, seed=0)]
+    assert epoch != [s.sample_id for s in mix(samples, {"report": 2.5, "vqa": 0.3}, seed=1)]
+
+
+def test_an_empty_or_misnamed_mixture_is_an_error():
+    with pytest.raises(ValueError, match="no training sample of tasks"):
+        mix(some("vqa", 3), {"report": 1.0}, seed=0)
+    with pytest.raises(ValueError, match="'reprot' is not one of report, vqa, narrative"):
+        mix(some("vqa", 3), {"reprot": 1.0}, seed=0)
+
+
+def test_samples_take_their_studies_split_and_batches_their_frames(hospital):
+    from mu2llm.model import Mu2Processor
+
+    studies = read_studies(hospital.studies)
+    samples = read_samples(hospital.samples, studies)
+    assert {split: len(group) for split, group in samples.items()} == {"train": 24, "val": 6}
+    processor = Mu2Processor.from_pretrained(hospital.model)
+    frames = FrameCache([s.volume for s in studies.values()], processor, hospital.root / "frames")
+    rows = SampleDataset(samples["train"], frames)
+    batch = collate_samples(processor)([rows[0], rows[1]])
+    assert batch["pixel_values"].shape == (2, 2, 8, 16, 16)
+    assert batch["pixel_values"].max() > 0
+    answer = batch["labels"][1][batch["labels"][1] != -100]
+    assert processor.decode(answer) == "Yes."
+    assert answer[-1] == processor.tokenizer.eos_token_id
+    assert (
+        collate_samples(processor)([SampleDataset(samples["train"], frames, blank=True)[0]])["pixel_values"]
+        .abs()
+        .max()
+        == 0
+    )
+
+
+def test_a_sample_that_is_too_long_is_named(hospital):
+    from mu2llm.model import Mu2Processor
+
+    processor = Mu2Processor.from_pretrained(hospital.model)
+    row = {"sample_id": "x7", "question": "Why?", "answer": "long " * 600, "frames": [[[[0.0]]]]}
+    with pytest.raises(ValueError, match=r"samples x7: a sample is .* tokens long"):
+        collate_samples(processor)([row])
+
+
+def test_a_sample_of_an_unknown_study_is_named(hospital, tmp_path):
+    studies = read_studies(hospital.studies)
+    studies.pop("s3")
+    with pytest.raises(ValueError, match="sample s3r: its study s3 is not in the studies file"):
+        read_samples(hospital.samples, studies)
+    with pytest.raises(FileNotFoundError, match="set data="):
+        read_samples(tmp_path / "none.jsonl", studies)
