@@ -124,3 +124,13 @@ def test_the_page_escapes_reports(model, studies, tmp_path):
     page = Page((tmp_path / "report.html").read_text())
     assert evil.findings in page.words
     assert not page.tags & {"script"}
+
+
+def test_what_cannot_be_told_is_null_not_zero(model, studies, tmp_path):
+    path = tmp_path / "studies.jsonl"
+    silent = Report("Examination limited by motion.")
+    write_jsonl(path, [replace(study, report=silent, labels=None) for study in studies[:3]])
+    result = evaluate(model, path, tmp_path, cases=1, **OPTIONS)
+    assert (result["green"], result["green_ci"], result["green_unscored"]) == (None, None, 3)
+    assert (result["finding_macro_f1"], result["finding_macro_f1_ci"]) == (None, None)
+    assert "not scored" in (tmp_path / "report.html").read_text()
