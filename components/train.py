@@ -1,4 +1,4 @@
-"""One training stage as a step: torchrun in a folder that outlives the step; the model is its artifact."""
+"""Training as steps: each works in a folder that outlives it, and hands its result on as an artifact."""
 
 import json
 import shutil
@@ -34,3 +34,28 @@ def train(
     measured = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     model.metadata.update({"stage": stage, "preset": preset})
     log_metrics(metrics, measured)
+
+
+def draw_pairs(
+    settings: dict[str, Any], work: str, inputs: dict[str, Path], pairs: Any, metrics: Any
+) -> None:
+    """Draws and ranks drafts in a folder that outlives the step, then fills the artifacts.
+
+    Args:
+        settings: `preset` and options of `build_preferences`.
+        work: folder that outlives the step: drafts so far, prepared frames.
+        inputs: `model` and `studies`.
+        pairs: the `dsl.Dataset` to fill; metrics: the `dsl.Metrics` to fill.
+    """
+    from mu2llm.training.config import preset_settings
+    from mu2llm.training.preferences import build_preferences
+
+    settings = options(settings)
+    folder = work_folder(work, "preferences", inputs, settings)
+    given = preset_settings(settings.pop("preset", "tiny"), "preferences") | settings
+    frames = str(Path(work) / "frames")
+    summary = build_preferences(inputs["model"], inputs["studies"], folder, cache=frames, **given)
+    Path(pairs.path).mkdir(parents=True, exist_ok=True)
+    for name in ("preferences.jsonl", "preferences.json"):
+        shutil.copyfile(folder / name, Path(pairs.path) / name)
+    log_metrics(metrics, summary)

@@ -20,7 +20,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,14 @@ def run(settings: RunSettings, places: Places, data: Path | None, board: Board) 
 
     from mu2llm.pipelines.report_model import build
 
-    dataset = "folder" if data else settings.dataset
+    if data:
+        settings = replace(settings, dataset="folder")
     root = data or places.phantom
     cache = places.out / "cache" / source_digest()
     if not root.exists():
         shutil.rmtree(cache, ignore_errors=True)  # the data are gone: what was made of them does not count
     arguments = {
-        "dataset": dataset,
+        "dataset": settings.dataset,
         "root": str(root),
         "dataset_version": fingerprint(root) if data else "",
         "work": str(places.out / "work"),

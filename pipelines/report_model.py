@@ -123,6 +123,10 @@ def build(cluster: ClusterSettings) -> Callable:
         with dsl.Else(name="refused"):
             refused = refuse(version=registered.output, reasons=gated.outputs["reasons"])
 
+        if cluster.one_by_one:
+            seeing.after(written)
+            ranked.after(evaluated_sft)
+
         light = (read, written, registered, gated, promoted, deployed, refused)
         for task in light:
             task.set_cpu_limit(cluster.cpu).set_memory_limit(cluster.memory)

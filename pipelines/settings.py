@@ -17,11 +17,13 @@ SECTIONS = (
 class RunSettings:
     """What a run does: the options of every step. Each section is handed to its step as it is.
 
-    `gigabytes` is the disk space that a run takes at most, checked before it starts.
+    `gigabytes` is the disk space that a run takes at most, checked before it starts; `phantom` says which
+    phantoms are made where no data are given, and goes to `ingest` beside its own options.
     """
 
     dataset: str = "folder"
     gigabytes: float = 10.0
+    phantom: dict[str, Any] = field(default_factory=dict)
     ingest: dict[str, Any] = field(default_factory=dict)
     corpus: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
@@ -36,7 +38,10 @@ class RunSettings:
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """The steps' options, named as the pipeline's parameters are."""
-        return {f"{name}_settings": getattr(self, name) for name in SECTIONS}
+        sections = {f"{name}_settings": getattr(self, name) for name in SECTIONS}
+        if self.dataset == "phantom":
+            sections["ingest_settings"] = {**self.ingest, **self.phantom}
+        return sections
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class ClusterSettings:
             Empty: none.
         gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
         retries: how often a failed training or evaluation step runs again; it goes on from its checkpoint.
+        one_by_one: no two steps at a time, so that the first failure ends the run.
     """
 
     cpu: str = "4"
@@ -65,10 +71,14 @@ class ClusterSettings:
     storage_secret: str = "mu2llm-storage"
     gpu_taint: str = "nvidia.com/gpu"
     retries: int = 2
+    one_by_one: bool = False
 
 
-# One machine: kfp's local runner has no limits, mounts or secrets, and a retry would only repeat the error.
-LOCAL = ClusterSettings(gpus=0, work_claim="", storage_secret="", gpu_taint="", shared_memory="", retries=0)
+# One machine: kfp's local runner has no limits, mounts or secrets, a retry would only repeat the error, and
+# a step that does not depend on the failed one would still run for minutes before the user is told.
+LOCAL = ClusterSettings(
+    gpus=0, work_claim="", storage_secret="", gpu_taint="", shared_memory="", retries=0, one_by_one=True
+)
 
 
 def preset_names() -> list[str]:

@@ -20,7 +20,7 @@ def gate(
     Args:
         version: the version's number.
         tracking_uri: MLflow's server or database.
-        settings: options of `mu2llm.registry.gate`, such as `rules`.
+        settings: `rules`, a list as in mlflow/registry/gate.yaml (its own by default); `name`.
         verdict: every rule with what was measured.
 
     Returns:
@@ -29,10 +29,10 @@ def gate(
     from typing import NamedTuple
 
     from mu2llm.components.step import options, step, write
-    from mu2llm.registry import gate as run
+    from mu2llm.components.versions import gate_by
 
     with step():
-        result = run(version, tracking_uri=tracking_uri, **options(settings))
+        result = gate_by(version, tracking_uri, options(settings))
         lines = [f"# Version {version}: {'passed' if result.passed else 'refused'}", ""]
         write(verdict.path, "\n".join(lines + [f"- {reason}" for reason in result.reasons]) + "\n")
         return NamedTuple("Verdict", [("passed", bool), ("reasons", str)])(

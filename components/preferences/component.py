@@ -21,18 +21,15 @@ def preferences(
         studies: the folder of `ingest`.
         model: the model that drafts.
         settings: `preset` and options of `mu2llm.training.preferences.build_preferences`.
-        work: folder that outlives the step: prepared frames.
-        pairs: preferences.jsonl.
+        work: folder that outlives the step: drafts so far, prepared frames.
+        pairs: preferences.jsonl, preferences.json.
         metrics: pairs kept and left out, mean scores.
     """
-    from mu2llm.components.step import log_metrics, options, step
-    from mu2llm.training.config import preset_settings
-    from mu2llm.training.preferences import build_preferences
+    from pathlib import Path
+
+    from mu2llm.components.step import step
+    from mu2llm.components.train import draw_pairs
 
     with step():
-        given = options(settings)
-        drawing = {**preset_settings(given.pop("preset", "tiny"), "preferences"), **given}
-        summary = build_preferences(
-            model.path, f"{studies.path}/studies.jsonl", pairs.path, cache=f"{work}/frames", **drawing
-        )
-        log_metrics(metrics, summary)
+        inputs = {"studies": Path(studies.path) / "studies.jsonl", "model": Path(model.path)}
+        draw_pairs(settings, work, inputs, pairs, metrics)

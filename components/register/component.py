@@ -13,7 +13,7 @@ def register(
     tracking_uri: str,
     settings: dict,
 ) -> int:
-    """Logs the model and makes it a version.
+    """Logs the model and makes it a version, unless the registry holds just this one already.
 
     Args:
         model: the model.
@@ -25,12 +25,7 @@ def register(
         The version's number.
     """
     from mu2llm.components.step import options, step
-    from mu2llm.registry import register as run
+    from mu2llm.components.versions import register_once
 
     with step():
-        return run(
-            model.path,
-            f"{evaluation.path}/evaluation.json",
-            tracking_uri=tracking_uri,
-            **options(settings),
-        )
+        return register_once(model.path, evaluation.path, tracking_uri, options(settings))

@@ -1,9 +1,11 @@
-"""`mu2 register`, `mu2 registry` and `mu2 export`: versions, gates, promotion, roll back, Triton repository."""
+"""`mu2 register`, `mu2 registry`, `mu2 export`: versions, gate, promotion, roll back, model repository."""
 
 import argparse
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-TRACKING = "sqlite:///demo/mlflow/mlflow.db"
+DATABASE = "sqlite:///demo/mlflow/mlflow.db"
 
 
 def add(commands: Any) -> None:
@@ -11,5 +13,107 @@ def add(commands: Any) -> None:
     register = commands.add_parser("register", help="log a model with its evaluation and make it a version")
     register.add_argument("model", help="model folder")
     register.add_argument("evaluation", help="evaluation.json of this model")
-    _shared(register)
-    register.set_defaults(run=run_register)
+    _shared(register, run_register)
+
+    verbs = commands.add_parser("registry", help="the versions of the model").add_subparsers(
+        metavar="VERB", required=True
+    )
+    _shared(verbs.add_parser("list", help="all versions, newest first"), run_list)
+    for name, run, about in (
+        ("show", run_show, "a version's model card"),
+        ("gate", run_gate, "measure a version against the rules"),
+        ("promote", run_promote, "make a version that passed the gate the champion"),
+    ):
+        verb = verbs.add_parser(name, help=about)
+        verb.add_argument("version", help="number or alias, such as challenger")
+        if name == "gate":
+            verb.add_argument("--rules", help="YAML of rules (default: mlflow/registry/gate.yaml)")
+        _shared(verb, run)
+    _shared(verbs.add_parser("rollback", help="the champion before this one becomes it again"), run_rollback)
+
+    export = commands.add_parser("export", help="a version for another system").add_subparsers(
+        metavar="VERB", required=True
+    )
+    triton = export.add_parser("triton", help="as an entry of a Triton model repository")
+    triton.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
+    triton.add_argument("--repository", default="demo/serving/repository", help="folder or s3:// address")
+    _shared(triton, run_export)
+
+
+def _shared(verb: argparse.ArgumentParser, run: Any) -> None:
+    verb.add_argument(
+        "--tracking-uri", default=DATABASE, help=f"MLflow's server or database (default: {DATABASE})"
+    )
+    verb.add_argument("--name", default="mu2llm", help="of the registered model (default: mu2llm)")
+    verb.set_defaults(run=run)
+
+
+def _where(args: argparse.Namespace) -> dict[str, Any]:
+    """The registry that is meant. A database that is not there is a mistake here, and is not made."""
+    if args.run is not run_register and args.tracking_uri.startswith("sqlite:///"):
+        database = Path(args.tracking_uri.removeprefix("sqlite:///"))
+        if not database.is_file():
+            raise FileNotFoundError(f"no registry at {database}: run `mu2 demo`, or give --tracking-uri")
+    return {"tracking_uri": args.tracking_uri, "name": args.name}
+
+
+def run_register(args: argparse.Namespace) -> None:
+    from mu2llm.registry import register
+
+    register(args.model, args.evaluation, **_where(args))
+
+
+def run_list(args: argparse.Namespace) -> None:
+    from mu2llm.registry import versions
+
+    for version in versions(**_where(args)):
+        created = datetime.fromtimestamp(version["created"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+        tags = version["tags"]
+        print(
+            f"{version['version']:>4}  {created}  GREEN {tags.get('green', '–'):<7} "
+            f"finding F1 {tags.get('finding_macro_f1', '–'):<7} gate {tags.get('gate', 'not yet'):<8} "
+            f"{', '.join(version['aliases'])}"
+        )
+
+
+def run_show(args: argparse.Namespace) -> None:
+    from mu2llm.registry import show
+
+    version = show(args.version, **_where(args))
+    aliases = ", ".join(version["aliases"]) or "no alias"
+    print(f"Version {version['version']} ({aliases})\n\n{version['card']}")
+
+
+def run_gate(args: argparse.Namespace) -> int:
+    from mu2llm.registry import gate
+
+    result = gate(args.version, rules=args.rules, **_where(args))
+    for check in result.checks:
+        print(f"{'passed' if check.passed else 'FAILED':<7} {check.name}: {check.reason}")
+    return 0 if result.passed else 1
+
+
+def run_promote(args: argparse.Namespace) -> None:
+    from mu2llm.registry import promote
+
+    _told(promote(args.version, **_where(args)))
+
+
+def run_rollback(args: argparse.Namespace) -> None:
+    from mu2llm.registry import rollback
+
+    _told(rollback(**_where(args)))
+
+
+def _told(event: dict[str, Any]) -> None:
+    print(f"champion: version {event['version']} (before: {event['previous'] or 'none'}), by {event['by']}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    from mu2llm.components.rollout import export
+    from mu2llm.registry import resolve
+
+    where = _where(args)
+    version = resolve(args.version, **where)
+    export(version, args.tracking_uri, args.repository, args.name)
+    print(f"version {version} stands in {args.repository}")

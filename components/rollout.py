@@ -1,0 +1,77 @@
+"""Deployment as a step: the registered version into Triton's model repository, then one answer from it."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mu2llm import NOTICE, storage
+from mu2llm.data.records import Study, read_jsonl
+
+
+def roll_out(
+    version: int,
+    studies: str,
+    tracking_uri: str,
+    repository: str,
+    *,
+    name: str = "mu2llm",
+    state_dir: str = "",
+    **ports: int,
+) -> str:
+    """Exports a version and, with `state_dir`, has it served and asks for a draft; returns a Markdown page.
+
+    Args:
+        version: the registry's version.
+        studies: folder of studies.jsonl; the first study of its test split is sent.
+        tracking_uri: MLflow's server or database.
+        repository: Triton's model repository, a folder or s3:// address.
+        name: of the registered model.
+        state_dir: start a tritonserver on this machine and keep its state in this folder; one that runs there
+            is replaced. Without it the version waits in the repository for the server's next roll-out.
+        ports: grpc_port, http_port, metrics_port of the server that is started.
+    """
+    from mu2llm.serving import server
+
+    export(version, tracking_uri, repository, name)
+    if not state_dir:
+        return f"Version {version} stands in {repository}.\n"
+    server.stop(state_dir)
+    print(f"starting tritonserver with version {version}", flush=True)
+    running = server.start(repository, state_dir=state_dir, **ports)
+    study = next(study for study in read_jsonl(f"{studies}/studies.jsonl", Study) if study.split == "test")
+    return _asked(study, running.url)
+
+
+def export(version: int, tracking_uri: str, repository: str, name: str) -> None:
+    """The version's model as an entry of the repository."""
+    from mu2llm.registry import fetch, show
+    from mu2llm.serving.export import export_triton
+
+    run = show(version, tracking_uri=tracking_uri, name=name)["run_id"]
+    manifest = {"registry_name": name, "registry_version": version, "run_id": run}
+    with tempfile.TemporaryDirectory() as work:
+        model = fetch(version, f"{work}/model", tracking_uri=tracking_uri, name=name)
+        remote = repository.startswith("s3://")
+        folder = f"{work}/repository" if remote else repository
+        export_triton(model, folder, version=version, manifest=manifest)
+        if remote:
+            storage.push(folder, repository)
+
+
+def _asked(study: Study, url: str) -> str:
+    """Asks the endpoint for a study's draft, as any client does; a Markdown page of the answer."""
+    from mu2llm.serving.client import report
+
+    with tempfile.TemporaryDirectory() as folder:
+        draft = report(storage.fetch(study.volume, Path(folder)), url=url)
+        for _ in draft:
+            pass
+    if not draft.text.strip():
+        raise RuntimeError(f"the endpoint {url} answered with an empty draft of study {study.study_id}")
+    measured: dict[str, Any] = {"model_version": draft.model_version, **draft.usage}
+    print(f"{url} drafted study {study.study_id} in {draft.usage['seconds']:.1f} s", flush=True)
+    return (
+        f"# Study {study.study_id}, drafted by {url}\n\n**{NOTICE}**\n\n{draft.text.strip()}\n\n"
+        f"```json\n{json.dumps(measured, indent=1)}\n```\n"
+    )

@@ -1,0 +1,118 @@
+"""The compiled pipeline: equal to the committed file, and right in the fields that matter."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mu2llm import __version__
+from mu2llm.pipelines.compile import compile_pipeline
+from mu2llm.pipelines.settings import ClusterSettings, preset, read_cluster
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline.yaml"
+TRAINS = {"vision", "sft", "preferences", "dpo", "evaluate", "evaluate-2"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    compile_pipeline(path, preset("cluster"), ClusterSettings())
+    return path
+
+
+@pytest.fixture(scope="module")
+def spec(compiled: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pipeline, and what is Kubernetes' own."""
+    pipeline, platform = yaml.safe_load_all(compiled.read_text())
+    return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+def tasks(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task that runs a container, also those behind a condition."""
+    found = {}
+    for part in (pipeline["root"], *pipeline["components"].values()):
+        for name, task in part.get("dag", {}).get("tasks", {}).items():
+            if "dag" not in pipeline["components"][task["componentRef"]["name"]]:
+                found[name] = task
+    return found
+
+
+def test_it_equals_the_committed_file(compiled: Path) -> None:
+    assert compiled.read_text() == GOLDEN.read_text(), (
+        "the pipeline has changed; if that is meant: mu2 pipeline compile --out tests/golden/pipeline.yaml"
+    )
+
+
+def test_every_step_has_a_pinned_image_and_limits(spec: tuple[dict, dict]) -> None:
+    pipeline, _ = spec
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        container = executor["container"]
+        assert container["image"].endswith(f":{__version__}"), name
+        assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(container["resources"]), name
+
+
+def test_steps_that_train_get_gpus_shared_memory_and_retries(spec: tuple[dict, dict]) -> None:
+    pipeline, kubernetes = spec
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        accelerator = executor["container"]["resources"].get("accelerator")
+        if name.removeprefix("exec-") in TRAINS:
+            assert accelerator is not None
+            assert (accelerator["resourceCount"], accelerator["resourceType"]) == ("4", "nvidia.com/gpu")
+            (shm,) = kubernetes[name]["emptyDirMounts"]
+            assert (shm["mountPath"], shm["medium"]) == ("/dev/shm", "Memory")
+            assert kubernetes[name]["tolerations"][0]["key"] == "nvidia.com/gpu"
+        else:
+            assert accelerator is None
+    retried = {name for name, task in tasks(pipeline).items() if "retryPolicy" in task}
+    assert retried == TRAINS
+
+
+def test_steps_with_side_effects_are_never_cached(spec: tuple[dict, dict]) -> None:
+    pipeline, _ = spec
+    cached = {name for name, task in tasks(pipeline).items() if task["cachingOptions"].get("enableCache")}
+    assert set(tasks(pipeline)) - cached == {"register", "gate", "promote", "deploy", "refuse"}
+
+
+def test_storage_and_work_come_from_a_secret_and_a_claim(spec: tuple[dict, dict]) -> None:
+    pipeline, kubernetes = spec
+    for name in pipeline["deploymentSpec"]["executors"]:
+        assert kubernetes[name]["secretAsEnv"][0]["secretName"] == "mu2llm-storage", name
+    for name in ("ingest", *TRAINS):
+        assert kubernetes[f"exec-{name}"]["pvcMount"][0]["mountPath"] == "/work"
+
+
+def test_promotion_waits_for_the_gate(spec: tuple[dict, dict]) -> None:
+    pipeline, _ = spec
+    components = pipeline["components"]
+    (branches,) = [name for name in components if name.startswith("comp-condition-branches")]
+    conditions = components[branches]["dag"]["tasks"].values()
+    behind = [set(components[task["componentRef"]["name"]]["dag"]["tasks"]) for task in conditions]
+    assert {"promote", "deploy"} in behind and {"refuse"} in behind
+    assert all(task["triggerPolicy"]["condition"] for task in conditions)
+
+
+def test_the_cluster_is_a_matter_of_settings(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("gpus: 8\ngpu_type: nvidia.com/mig-1g.5gb\nstorage_secret: ''\n")
+    cluster = read_cluster(file)
+    assert cluster == replace(ClusterSettings(), gpus=8, gpu_type="nvidia.com/mig-1g.5gb", storage_secret="")
+    compile_pipeline(tmp_path / "p.yaml", preset("cluster"), cluster)
+    text = (tmp_path / "p.yaml").read_text()
+    assert "resourceCount: '8'" in text and "mig-1g.5gb" in text and "mu2llm-storage" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("gpu: 8", "'gpu'"), ("gpus: many", "'many'"), ("- gpus", "name: value")]
+)
+def test_a_wrong_cluster_file_is_named(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=named):
+        read_cluster(file)
+
+
+def test_an_unknown_preset_is_named() -> None:
+    with pytest.raises(ValueError, match="'dmeo' is unknown; presets are cluster, demo, smoke"):
+        preset("dmeo")
