@@ -1,13 +1,10 @@
 """The logged model: MLflow runs this file when `mlflow.pyfunc.load_model` loads a version."""
 
-import warnings
 from typing import Any
 
+import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-
-# `predict` has no type hint for its input: MLflow would take it for a schema, which the logged signature is.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method", category=UserWarning)
 
 
 class ReportModel(PythonModel):
@@ -18,19 +15,19 @@ class ReportModel(PythonModel):
 
         self.loaded = load(context.artifacts["model"])
 
-    def predict(self, context, model_input, params=None) -> list[str]:  # type: ignore[no-untyped-def]
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[str]:
         """The drafts of a table with a column `volume` (path or s3:// address) and, if wanted, `question`.
 
         A missing or empty question asks for the report. `params`: `max_tokens`. Greedy decoding.
         """
-        import pandas as pd
-
         max_tokens = (params or {}).get("max_tokens", 256)
-        table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
-        questions = table["question"].fillna("") if "question" in table else [""] * len(table)
+        known = "question" in model_input
+        questions = model_input["question"].fillna("") if known else [""] * len(model_input)
         return [
             self._draft(volume, question, max_tokens)
-            for volume, question in zip(table["volume"], questions, strict=True)
+            for volume, question in zip(model_input["volume"], questions, strict=True)
         ]
 
     def _draft(self, volume: str, question: str, max_tokens: int) -> str:

@@ -67,9 +67,10 @@ class Engine:
             raise ValueError(f"max_queue is {max_queue}; at least one request must be able to wait")
         self.device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
         model = Mu2ForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-        self.model = model.to(self.device).eval()
+        model.to(self.device).eval()  # type: ignore[arg-type]
+        self.model: Any = model
         self.processor = Mu2Processor.from_pretrained(folder)
-        self.processor.check(model.config)
+        self.processor.check(self.model.config)
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=max_queue)
         self._closing = False
         self._lock = threading.Lock()
