@@ -33,6 +33,8 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
     attributes = [spans[i].value for i in own if codes[i] == "a"]
     if codes[mention.at] == "H" and "attribute" in lexicon().heads[spans[mention.at].value]:
         attributes.insert(0, lexicon().heads[spans[mention.at].value]["attribute"])
+    if any(codes[i] == "q" for i in own):
+        attributes.append("other")  # "no other nodule" does not deny the one before
     comparison = _comparison(row, mentions, mention)
     return {
         "entity": mention.entity,

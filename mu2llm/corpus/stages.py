@@ -1,0 +1,126 @@
+"""The five stages for one study: questions → answers with thinking → screen → refine → narrative."""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from mu2llm.corpus import screen
+from mu2llm.corpus.answers import Draft, answer
+from mu2llm.corpus.citations import Claim, Score, read_claims, sample_id, verify, without_marks
+from mu2llm.corpus.evidence import Evidence, gather
+from mu2llm.corpus.narrative import narrate
+from mu2llm.corpus.phrases import organ, wording
+from mu2llm.corpus.questions import ask
+from mu2llm.corpus.refine import refine
+from mu2llm.data.records import REPORT_QUESTION, Sample, Study
+
+
+def work(study: Study, provenance: dict[str, str]) -> dict[str, Any]:
+    """One study's samples, drops and counts.
+
+    Returns {"samples": [...], "drops": [...], "made": drafts that went in, "score": ALCE counts, "sentences",
+    "cited_sentences", "asked", "covered", "gaps"}: `asked` counts the questions that the report's positive
+    findings call for.
+    """
+    evidence = gather(study)
+    result: dict[str, Any] = {"samples": [], "drops": [], "gaps": [], "made": 0, "asked": 0, "covered": 0}
+    score, cited = Score(), set[str]()
+
+    def keep_or_drop(sample: dict[str, Any], faults: list[str], aspect: str = "") -> bool:
+        result["made"] += 1
+        faults = faults or verify(sample)
+        if faults:
+            result["drops"].append(_drop(sample, aspect, faults))
+            return False
+        result["samples"].append(sample)
+        if sample["task"] != "report":
+            claims = [Claim(c["part"], c["sentence"], tuple(c["ids"])) for c in sample["citations"]]
+            score.add(claims, {item["id"]: item["text"] for item in sample["evidence"]})
+            cited.update(one for claim in claims for one in claim.ids)
+        return True
+
+    unusable = _unusable(evidence)
+    keep_or_drop(_report(study, evidence, provenance), unusable)
+    if not unusable:
+        for question in ask(evidence):
+            draft = answer(question, evidence)
+            faults = screen.faults(draft, evidence)
+            sample = _vqa(study, evidence, draft if faults else refine(draft), provenance)
+            kept = keep_or_drop(sample, faults, question.aspect)
+            if question.findings[0].status != "absent":
+                result["asked"] += 1
+                result["covered"] += kept
+                if not kept:
+                    gap = {"study_id": study.study_id, "entity": question.entity, "aspect": question.aspect}
+                    result["gaps"].append(gap)
+        text, left_out = narrate(evidence)
+        narrative = _narrative(study, evidence, text, provenance)
+        keep_or_drop(narrative, [])
+        for line, faults in left_out:
+            result["made"] += 1
+            result["drops"].append(_drop(narrative | {"question": line}, "line", faults))
+    return result | {
+        "score": asdict(score),
+        "sentences": len(evidence.sentences),
+        "cited_sentences": len(cited),
+    }
+
+
+def _unusable(evidence: Evidence) -> list[str]:
+    if not evidence.sentences:
+        return ["empty: the report has no sentence"]
+    if not screen.is_english(evidence.text):
+        return ["language: the rules provider reads English reports only"]
+    return []
+
+
+def _report(study: Study, evidence: Evidence, provenance: dict[str, str]) -> dict[str, Any]:
+    claims = [Claim("answer", sentence.text, (sentence.id,)) for sentence in evidence.sentences]
+    return _finished(
+        study, evidence, "report", REPORT_QUESTION, {"answer": evidence.text}, claims, provenance
+    )
+
+
+def _vqa(study: Study, evidence: Evidence, draft: Draft, provenance: dict[str, str]) -> dict[str, Any]:
+    texts = {"thinking": draft.thinking, "answer": draft.answer}
+    claims = [claim for part, text in texts.items() for claim in read_claims(part, text)]
+    sample = _finished(study, evidence, "vqa", draft.question.text, texts, claims, provenance)
+    sample["region"] = wording()["organs"][organ(draft.question.entity)]["region"]
+    ids = {one for claim in claims for one in claim.ids}
+    sample["evidence"] = [item for item in sample["evidence"] if item["id"] in ids]
+    return sample | {"sample_id": sample_id(sample)}
+
+
+def _narrative(study: Study, evidence: Evidence, text: str, provenance: dict[str, str]) -> dict[str, Any]:
+    question = wording()["questions"]["narrative"][0]
+    claims = read_claims("answer", text)
+    return _finished(study, evidence, "narrative", question, {"answer": text}, claims, provenance)
+
+
+def _finished(
+    study: Study,
+    evidence: Evidence,
+    task: Literal["report", "vqa", "narrative"],
+    question: str,
+    texts: dict[str, str],
+    claims: list[Claim],
+    provenance: dict[str, str],
+) -> dict[str, Any]:
+    """A sample: the marks leave its text and become its citations."""
+    sample = Sample(
+        sample_id="",
+        study_id=study.study_id,
+        volume=study.volume,
+        task=task,
+        question=question,
+        answer=without_marks(texts["answer"]),
+        thinking=without_marks(texts.get("thinking", "")),
+        evidence=evidence.items(),
+        citations=[{"part": c.part, "sentence": c.text, "ids": list(c.ids)} for c in claims],
+        provenance=provenance | {"stage": {"vqa": "refine"}.get(task, task)},
+    ).to_dict()
+    return sample | {"sample_id": sample_id(sample)}
+
+
+def _drop(sample: dict[str, Any], aspect: str, faults: list[str]) -> dict[str, Any]:
+    about = {name: sample[name] for name in ("study_id", "task", "question")}
+    return {**about, "aspect": aspect, "reason": faults[0].split(":")[0], "faults": faults}
