@@ -124,7 +124,11 @@ def _stream(
     client = grpc.InferenceServerClient(url)
     try:
         _check_serving(client, url)
-        client.start_stream(lambda result, error: responses.put((result, error)), stream_timeout=timeout)
+        client.start_stream(
+            lambda result, error: responses.put((result, error)),
+            stream_timeout=timeout,
+            headers={"triton_grpc_error": "true"},  # errors with their gRPC status, not as text alone
+        )
         client.async_stream_infer(MODEL, inputs)
         last = False
         while not last:

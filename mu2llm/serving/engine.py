@@ -16,7 +16,7 @@ import torch
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import TextStreamer
 
-from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+from mu2llm.evaluation.drafts import load
 from mu2llm.serving.inputs import Request
 
 log = logging.getLogger(__name__)
@@ -54,23 +54,18 @@ class BadRequest(ValueError):
 
 
 class Engine:
-    """Loads a model folder and answers requests until closed.
+    """Loads a model folder, on the first GPU where there is one, and answers requests until closed.
 
     Args:
         folder: a saved model with its processor.
         max_queue: requests that may wait; one more is refused with `Busy`.
-        device: "cpu", "cuda:0", …; default: the first GPU when there is one.
     """
 
-    def __init__(self, folder: str | Path, *, max_queue: int = 16, device: str | None = None):
+    def __init__(self, folder: str | Path, *, max_queue: int = 16):
         if max_queue < 1:
             raise ValueError(f"max_queue is {max_queue}; at least one request must be able to wait")
-        self.device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
-        model = Mu2ForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-        model.to(self.device).eval()  # type: ignore[arg-type]
-        self.model: Any = model
-        self.processor = Mu2Processor.from_pretrained(folder)
-        self.processor.check(self.model.config)
+        loaded = load(folder)
+        self.model, self.processor = loaded.model, loaded.processor
         self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=max_queue)
         self._closing = False
         self._lock = threading.Lock()
@@ -132,7 +127,7 @@ class Engine:
         prepared = time.perf_counter()
         inputs = self.processor([frames], [request.question])
         self._check_question(inputs, request.max_tokens)
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         if reply.cancelled():
             raise Cancelled
         visual_tokens = self.model.encode_volume(

@@ -74,6 +74,7 @@ def allowed_uri(uri: str, roots: Sequence[str]) -> str:
     if "\0" in uri:
         raise refusal
     if uri.startswith("s3://"):
+        uri = uri.rstrip("/")
         bucket_and_key = uri.removeprefix("s3://").split("/")
         if any(part in ("", ".", "..") for part in bucket_and_key):
             raise refusal

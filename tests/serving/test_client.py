@@ -1,0 +1,39 @@
+import io
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mu2llm.serving.client import report, volume_bytes
+
+
+def test_a_folder_travels_as_a_zip_without_its_names(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "DOE^JANE_2.dcm").write_bytes(b"two")
+    (tmp_path / "series" / "DOE^JANE_1.dcm").write_bytes(b"one")
+    with zipfile.ZipFile(io.BytesIO(volume_bytes(tmp_path / "series"))) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "000000.dcm": b"one",
+            "000001.dcm": b"two",
+        }
+
+
+def test_a_file_travels_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "ct.nii").write_bytes(b"nifti")
+    assert volume_bytes(tmp_path / "ct.nii") == volume_bytes(b"nifti") == b"nifti"
+
+
+def test_a_source_that_is_not_there_or_empty_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        report(tmp_path / "missing.nii")
+    with pytest.raises(FileNotFoundError, match="empty folder"):
+        report(tmp_path)
+
+
+def test_a_server_that_is_not_there_is_told() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"no server answers at {url}"):
+            list(report(b"x", url=url))

@@ -1,0 +1,188 @@
+"""The real thing: a tritonserver with a tiny model, asked over gRPC and HTTP as clients do."""
+
+import json
+import os
+import queue
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from mu2llm import NOTICE
+from mu2llm.serving import server
+from mu2llm.serving.client import RequestError, report
+from mu2llm.serving.server import Server
+
+pytestmark = pytest.mark.slow
+
+
+def processes_of(running: Server) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and session(p) == running.pid]
+
+
+def session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_a_draft_streams_in_pieces_and_ends_with_what_was_measured(
+    endpoint: tuple[Server, Path], nifti: Path
+) -> None:
+    draft = report(nifti, url=endpoint[0].url, max_tokens=60, temperature=1.0, seed=5)
+    pieces = list(draft)
+    assert len(pieces) > 1
+    assert draft.text == "".join(pieces)
+    assert draft.finish_reason in ("stop", "length")
+    assert draft.usage["seed"] == 5
+    assert draft.usage["completion_tokens"] >= len(pieces)
+    assert (draft.model_version, draft.notice) == ("3", NOTICE)
+
+
+def test_temperature_zero_always_gives_the_same_draft(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    texts = {"".join(report(nifti.read_bytes(), url=endpoint[0].url, max_tokens=20)) for _ in range(3)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("data", [b"garbage" * 1000, b"\x1f\x8b\x08\x00broken", b"PK\x03\x04broken"])
+def test_garbage_is_refused_in_one_line(endpoint: tuple[Server, Path], data: bytes) -> None:
+    with pytest.raises(RequestError) as caught:
+        list(report(data, url=endpoint[0].url))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "/" not in message  # no paths of the server
+
+
+def test_a_value_out_of_bounds_is_refused_by_name(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    with pytest.raises(RequestError, match="MAX_TOKENS is 100000"):
+        list(report(nifti, url=endpoint[0].url, max_tokens=100_000))
+    with pytest.raises(RequestError, match="QUESTION has 100000 characters"):
+        list(report(nifti, url=endpoint[0].url, question="x" * 100_000))
+
+
+def generate_stream(running: Server, values: dict) -> list[dict]:
+    """Server-sent events of the HTTP endpoint."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{running.http_port}/v2/models/mu2llm/generate_stream",
+        data=json.dumps(values).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+def test_http_streams_a_draft_of_an_allowed_uri(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    events = generate_stream(endpoint[0], {"VOLUME_URI": str(nifti), "MAX_TOKENS": 20})
+    assert events[-1]["FINISH_REASON"] in ("stop", "length")
+    assert events[-1]["NOTICE"] == NOTICE
+    text = "".join(event["TEXT"] for event in events)
+    assert text == "".join(report(nifti, url=endpoint[0].url, max_tokens=20))
+
+
+def test_a_uri_elsewhere_is_refused(endpoint: tuple[Server, Path]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        generate_stream(endpoint[0], {"VOLUME_URI": "/etc/passwd"})
+    assert caught.value.code == 400
+    assert "does not lie below a root" in caught.value.read().decode()
+
+
+def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    from tritonclient import grpc
+
+    def tensor(name: str, datatype: str, value: object, dtype: type) -> grpc.InferInput:
+        made = grpc.InferInput(name, [1], datatype)
+        made.set_data_from_numpy(np.array([value], dtype=dtype))
+        return made
+
+    responses: queue.Queue = queue.Queue()
+    client = grpc.InferenceServerClient(endpoint[0].url)
+    client.start_stream(lambda result, error: responses.put((result, error)))
+    inputs = [
+        tensor("VOLUME", "BYTES", nifti.read_bytes(), np.object_),
+        tensor("MAX_TOKENS", "INT32", 400, np.int32),
+        tensor("TEMPERATURE", "FP32", 1.0, np.float32),
+    ]
+    client.async_stream_infer("mu2llm", inputs)
+    responses.get(timeout=60)
+    client.stop_stream(cancel_requests=True)
+    client.close()
+    assert report_usage(endpoint[0], nifti)["seconds_queued"] < 5
+
+
+def report_usage(running: Server, nifti: Path) -> dict:
+    draft = report(nifti, url=running.url, max_tokens=2)
+    assert "".join(draft) == draft.text
+    return draft.usage
+
+
+def test_beyond_its_queue_the_server_refuses_and_loses_nothing(
+    endpoint: tuple[Server, Path], nifti: Path
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(seed: int) -> str:
+        draft = report(nifti, url=endpoint[0].url, max_tokens=400, temperature=1.0, seed=seed)
+        try:
+            list(draft)
+        except ConnectionError as error:
+            assert "2 requests are waiting" in str(error)
+            return "refused"
+        return draft.finish_reason
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(ask, range(8)))
+    assert set(outcomes) <= {"stop", "length", "refused"}
+    assert len([o for o in outcomes if o != "refused"]) >= 3
+
+
+def test_a_killed_worker_is_replaced(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    (worker,) = [p for p in processes_of(endpoint[0]) if "mu2llm.serving.worker" in p.cmdline()]
+    worker.kill()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            assert list(report(nifti, url=endpoint[0].url, max_tokens=4))
+            break
+        except ConnectionError:  # asked of the worker that was dying
+            assert time.monotonic() < deadline
+    assert [p for p in processes_of(endpoint[0]) if "mu2llm.serving.worker" in p.cmdline()] != [worker]
+
+
+def test_it_listens_on_loopback_alone(endpoint: tuple[Server, Path]) -> None:
+    listening = [c for c in psutil.Process(endpoint[0].pid).net_connections() if c.status == "LISTEN"]
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}
+    ports = {endpoint[0].grpc_port, endpoint[0].http_port, endpoint[0].metrics_port}
+    assert {c.laddr.port for c in listening} == ports
+
+
+def test_a_second_start_is_refused(endpoint: tuple[Server, Path], ports: dict[str, int]) -> None:
+    running, state = endpoint
+    with pytest.raises(server.ServerError, match=f"already runs .*{running.pid}"):
+        server.start(running.repository, state_dir=state, **ports)
+
+
+@pytest.mark.parametrize("how", ["stop", "killed before"])
+def test_stop_leaves_no_process_and_no_shared_memory(
+    model_folder: Path, tmp_path: Path, ports: dict[str, int], how: str
+) -> None:
+    from mu2llm.serving.export import export_triton
+
+    export_triton(model_folder, tmp_path / "repository", version=1, manifest={})
+    running = server.start(tmp_path / "repository", state_dir=tmp_path / "state", **ports)
+    assert len(processes_of(running)) == 3  # server, stub, worker
+    if how == "killed before":
+        os.kill(running.pid, signal.SIGKILL)
+        psutil.Process(running.pid).wait(10)
+    assert server.stop(tmp_path / "state") is (how == "stop")
+    assert processes_of(running) == []
+    assert not list(Path("/dev/shm").glob(f"mu2llm_{running.grpc_port}_*"))
+    assert server.status(tmp_path / "state") is None
+    assert server.stop(tmp_path / "state") is False

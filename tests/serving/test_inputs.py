@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from mu2llm.data.records import REPORT_QUESTION
+from mu2llm.serving.inputs import allowed_uri, parse_request
+
+
+def parse(**values: object):
+    return parse_request({"VOLUME": b"x", **values}, max_tokens=100, roots=[])
+
+
+def test_only_the_volume_is_needed() -> None:
+    request = parse()
+    assert request.question == REPORT_QUESTION
+    assert (request.max_tokens, request.temperature) == (100, 0.0)
+
+
+def test_what_is_sent_is_kept() -> None:
+    request = parse(QUESTION=" Any nodule? ", MAX_TOKENS=7, TEMPERATURE=0.5, SEED=11)
+    assert (request.question, request.max_tokens, request.temperature, request.seed) == (
+        "Any nodule?",
+        7,
+        0.5,
+        11,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VOLUME", b""),
+        ("VOLUME_URI", "/data/ct.nii"),
+        ("QUESTION", "x" * 100_000),
+        ("MAX_TOKENS", 0),
+        ("MAX_TOKENS", 101),
+        ("TEMPERATURE", -0.1),
+        ("TEMPERATURE", float("nan")),
+        ("SEED", -1),
+    ],
+)
+def test_a_bad_value_is_refused_by_name_in_one_line(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name) as caught:
+        parse(**{name: value})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_no_volume_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="VOLUME"):
+        parse_request({"QUESTION": "Any nodule?"}, max_tokens=10, roots=[])
+
+
+def test_a_uri_below_a_root_is_allowed(tmp_path: Path) -> None:
+    assert allowed_uri(f"{tmp_path}/a/ct.nii", [str(tmp_path)]) == f"{tmp_path}/a/ct.nii"
+    assert allowed_uri("s3://cts/study/1/", ["s3://cts/study"]) == "s3://cts/study/1"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/etc/passwd",
+        "{root}/../secret",
+        "{root}-other/ct.nii",
+        "{root}/link/ct.nii",
+        "relative/ct.nii",
+        "file://{root}/ct.nii",
+        "{root}/ct\0.nii",
+        "s3://cts/study/../other/ct.nii",
+        "s3://cts/studyother/ct.nii",
+        "s3://cts//study/ct.nii",
+        "",
+    ],
+)
+def test_a_uri_elsewhere_is_refused(tmp_path: Path, uri: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="does not lie below a root"):
+        allowed_uri(uri.format(root=root), [str(root), "s3://cts/study"])
+
+
+def test_without_roots_no_uri_is_allowed() -> None:
+    with pytest.raises(ValueError, match="not allowed on this server"):
+        allowed_uri("/data/ct.nii", [])
