@@ -15,7 +15,7 @@ import yaml
 
 STAGES = ("vision", "sft", "dpo")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
-LOSSES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm", "sft")
+LOSSES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm")
 PRESET_SECTIONS = ("common", *STAGES, "preferences")
 
 
@@ -45,6 +45,8 @@ class TrainConfig:
             val split, with their volumes and again with blank ones: the gap tells whether the model looks.
         resume: auto goes on from the newest whole checkpoint in `out`; never starts over.
         beta, loss_type, label_smoothing: DPO's (TRL's names).
+        sft_weight: how much of the chosen draft's own cross-entropy is added to DPO's loss; it keeps the
+            chosen draft from becoming unlikely together with the rejected one.
         reference_batch: pairs a time while the reference's log-probabilities are computed.
     """
 
@@ -79,6 +81,7 @@ class TrainConfig:
     beta: float = 0.1
     loss_type: str = "sigmoid"
     label_smoothing: float = 0.0
+    sft_weight: float = 0.0
     reference_batch: int = 8
 
     def __post_init__(self) -> None:
@@ -103,6 +106,7 @@ class TrainConfig:
             ("warmup_ratio", 0, 0.9),
             ("label_smoothing", 0, 0.5),
             ("weight_decay", 0, None),
+            ("sft_weight", 0, None),
         ):
             value = getattr(self, name)
             if value < least or (most is not None and value > most):

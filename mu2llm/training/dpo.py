@@ -80,7 +80,8 @@ def train(config: TrainConfig) -> bool:
     args = DPOConfig(
         **training_arguments(config),
         beta=config.beta,
-        loss_type=[config.loss_type],
+        loss_type=[config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
+        loss_weights=[1.0, config.sft_weight] if config.sft_weight else None,
         label_smoothing=config.label_smoothing,
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=config.reference_batch,

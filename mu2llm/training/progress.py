@@ -42,7 +42,8 @@ class Progress(TrainerCallback):
                 f"the loss became {loss} at step {state.global_step}: lower learning_rate, or bf16=false"
             )
         shown = [f"{name} {float(logs[key]):.4g}" for key, name in SHOWN.items() if key in logs]
-        if not shown or not state.is_world_process_zero:
+        closing = "train_runtime" in logs  # transformers' summary, which says nothing new
+        if not shown or closing or not state.is_world_process_zero:
             return
         begun, first = self._start
         steps = state.global_step - first

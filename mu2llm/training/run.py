@@ -118,7 +118,7 @@ def run(trainer: Trainer, config: TrainConfig, processor: Mu2Processor) -> bool:
         clear(folder, keep=start)
         size = len(trainer.train_dataset)  # type: ignore[arg-type]
         where = f"going on from {start}" if start else f"from {config.model}"
-        print(f"{config.stage} {size} samples, {trainer.args.world_size} processes, {where}", flush=True)
+        print(f"{config.stage} {size} samples, processes: {trainer.args.world_size}, {where}", flush=True)
     trainer.accelerator.wait_for_everyone()
 
     begun = time.monotonic()
