@@ -68,7 +68,8 @@ def history(*, tracking_uri: str, name: str = NAME) -> list[dict[str, Any]]:
 
 
 def _event(action: str, version: int, previous: int | None, by: str) -> dict[str, Any]:
-    at = datetime.now(UTC).isoformat(timespec="microseconds")
+    # "Z", because the time is part of a tag's name, which takes no "+00:00".
+    at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     return {
         "action": action,
         "version": version,
