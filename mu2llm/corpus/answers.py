@@ -1,9 +1,8 @@
 """Stage 2: an answer and the thinking that leads to it, each sentence with the marks of what it rests on."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mu2llm.corpus.citations import cite, claim_faults, read_claims
+from mu2llm.corpus.citations import cite, claim_faults, read_claims, without_marks
 from mu2llm.corpus.evidence import Evidence
 from mu2llm.corpus.phrases import features, is_many, noun, organ, place, sizes, with_article, wording
 from mu2llm.corpus.questions import Question
@@ -24,50 +23,50 @@ def answer(question: Question, evidence: Evidence) -> Draft:
     if question.follow_up:
         text = " ".join(cite(sentence.text, [sentence.id]) for sentence in question.follow_up)
     else:
-        told = [_told(question.aspect, finding, first) for finding, first in _numbered(question.findings)]
-        text = " ".join(dict.fromkeys(told))
+        told: dict[str, str] = {}  # by the words alone: one answer is not given twice for two sentences
+        for finding in question.findings:
+            line = _told(question.aspect, finding, evidence, not told)
+            told.setdefault(without_marks(line), line)
+        text = " ".join(told.values())
     return Draft(question, text, _thinking(question, evidence, text))
 
 
-def _numbered(findings: Iterable[Finding]) -> Iterable[tuple[Finding, bool]]:
-    return ((finding, index == 0) for index, finding in enumerate(findings))
-
-
-def _told(aspect: str, finding: Finding, first: bool) -> str:
+def _told(aspect: str, finding: Finding, evidence: Evidence, first: bool) -> str:
     text = cite(_sentence(aspect, finding, first), [finding.sentence])
-    texts = {finding.sentence: finding.text}
-    if any(claim_faults(claim, texts) for claim in read_claims("answer", text)):
+    if any(claim_faults(claim, evidence.texts) for claim in read_claims("answer", text)):
         return cite(finding.text, [finding.sentence])
     return text
 
 
 def _sentence(aspect: str, finding: Finding, first: bool) -> str:
-    name, named = noun(finding), with_article(finding)
-    be, has = ("are", "have") if is_many(finding) else ("is", "has")
     if aspect == "presence":
-        opening = {"present": "Yes, there", "absent": "No, there", "uncertain": "Possibly"}[finding.status]
-        opening = opening if first else "There"
-        if finding.status == "absent":
-            narrow = " ".join([*features(finding), name])
-            told = place(finding) if finding.side != "bilateral" else ""
-            return f"{opening} {be} no {narrow} {told}".strip() + "."
-        if finding.status == "uncertain":
-            return f"Possibly: {named} {be} suspected." if first else f"{_capital(named)} {be} suspected."
-        return f"{opening} {be} {named} {place(finding) if not first else ''}".strip() + "."
-    if aspect == "location":
-        doubt = "possible " if finding.status == "uncertain" else ""
-        return f"The {doubt}{name} {be} {place(finding)}."
-    if aspect == "attributes":
-        doubt = ["possible"] if finding.status == "uncertain" else []
-        if finding.sizes_mm:
-            described = " ".join([*doubt, *features(finding), name])
-            return f"The {described} {'measure' if is_many(finding) else 'measures'} {sizes(finding)}."
-        return f"The {' '.join([*doubt, name])} {be} {_listed(features(finding))}."
+        return _presence(finding, first)
+    be, has = ("are", "have") if is_many(finding) else ("is", "has")
+    name = noun(finding)
+    if aspect == "certainty":
+        return f"The {name} {be} {'only suspected' if finding.status == 'uncertain' else 'definite'}."
     if aspect == "change":
         return str(wording()["change"][finding.comparison]).format(n=name, **{"is": be, "has": has})
+    doubt = "possible " if finding.status == "uncertain" else ""
+    if aspect == "location":
+        return f"The {doubt}{name} {be} {place(finding)}."
+    if finding.sizes_mm:
+        described = " ".join([*features(finding), name])
+        return f"The {doubt}{described} {'measure' if is_many(finding) else 'measures'} {sizes(finding)}."
+    return f"The {doubt}{name} {be} {_listed(features(finding))}."
+
+
+def _presence(finding: Finding, first: bool) -> str:
+    """Begins with yes, no or possibly; what follows it on the same entity tells its place instead."""
+    be = "are" if is_many(finding) else "is"
+    if finding.status == "absent":
+        told = place(finding) if finding.side != "bilateral" else ""
+        denied = " ".join([*features(finding), noun(finding), told]).strip()
+        return f"{'No, there' if first else 'There'} {be} no {denied}."
+    named = with_article(finding)
     if finding.status == "uncertain":
-        return f"The {name} {be} suspected, not proven."
-    return f"The {name} {be} definite."
+        return f"Possibly: {named} {be} suspected." if first else f"{_capital(named)} {be} suspected."
+    return f"Yes, there {be} {named}." if first else f"There {be} {named} {place(finding)}".strip() + "."
 
 
 def _listed(words: list[str]) -> str:

@@ -8,6 +8,7 @@ puts the marks back. `verify` reads both forms.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,9 +91,9 @@ def verify(sample: dict[str, Any]) -> list[str]:
     given = str(sample.get("sample_id", ""))
     if _HASHED.fullmatch(given) and given != sample_id(sample):
         found.append("sample_id is not the hash of the content")
-    texts = {str(item.get("id")): str(item.get("text", "")) for item in evidence}
+    texts = source_texts(evidence)
     if sample.get("task") == "report":
-        quotes = {_flat(text) for text in texts.values()}
+        quotes = {_flat(str(item.get("text", ""))) for item in evidence}
         answer = split(sample.get("answer", ""))
         found += [
             f"{s.id} of the report is not in the evidence" for s in answer if _flat(s.text) not in quotes
@@ -110,6 +111,13 @@ def verify(sample: dict[str, Any]) -> list[str]:
     return found + _polarity_of_answer(claims)
 
 
+def source_texts(evidence: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What each piece of evidence says, by id: its sentence, under the organ heading that it stands under."""
+    return {
+        str(item.get("id")): f"{item.get('heading', '')} {item.get('text', '')}".strip() for item in evidence
+    }
+
+
 def claim_faults(claim: Claim, texts: dict[str, str]) -> list[str]:
     """Faults of one claim against a study's evidence, {id: sentence}."""
     if not claim.ids:
@@ -121,11 +129,9 @@ def claim_faults(claim: Claim, texts: dict[str, str]) -> list[str]:
         # Nothing can be cited for what a report does not say: the whole evidence must be silent.
         asking = [one for one, text in texts.items() if support.asks_follow_up(text)]
         return [f"{asking[0]} asks for follow-up"] if asking else []
-    cited = [texts[one] for one in claim.ids]
-    if len(cited) == 1 and _bare(claim.text) == _bare(cited[0]):
-        return []  # a quotation
+    cited = tuple(texts[one] for one in claim.ids)
     idle = [one for one in claim.ids if not support.bears_on(claim.text, texts[one])]
-    return support.faults(claim.text, cited) + [f"{one} does not bear on the claim" for one in idle]
+    return [*support.faults(claim.text, cited), *(f"{one} does not bear on the claim" for one in idle)]
 
 
 @dataclass
@@ -138,7 +144,7 @@ class Score:
     needed: int = 0
 
     def add(self, claims: Sequence[Claim], texts: dict[str, str]) -> None:
-        """Counts a sample's claims. A citation is idle if the others bear the claim out and it alone does not."""
+        """Counts a sample's claims. A citation is idle if the others suffice and it alone does not."""
         for claim in claims:
             self.claims += 1
             self.citations += len(claim.ids)
@@ -155,14 +161,20 @@ class Score:
 def _claims(sample: dict[str, Any], part: str) -> list[Claim]:
     """Claims of one part: marks in its text, and the record's citations by sentence (its text or number)."""
     claims = read_claims(part, str(sample.get(part) or ""))
-    recorded: dict[str | int, list[str]] = {}
+    recorded: dict[str | int, list[list[str]]] = {}
     for citation in sample.get("citations") or []:
         if citation.get("part", "answer") == part:
             where = citation.get("sentence")
-            recorded.setdefault(_flat(where) if isinstance(where, str) else where, []).extend(citation["ids"])
+            recorded.setdefault(_flat(where) if isinstance(where, str) else where, []).append(citation["ids"])
+    times = Counter(_flat(claim.text) for claim in claims)
     found = []
     for number, claim in enumerate(claims):
-        ids = [*claim.ids, *recorded.get(_flat(claim.text), ()), *recorded.get(number, ())]
+        text = _flat(claim.text)
+        records = recorded.get(text, [])
+        if len(records) == times[text] > 1:  # the same words twice, each time with its own evidence
+            records, recorded[text] = records[:1], records[1:]
+            times[text] -= 1
+        ids = [*claim.ids, *(one for ids in [*records, *recorded.get(number, [])] for one in ids)]
         found.append(Claim(part, claim.text, tuple(dict.fromkeys(ids))))
     return found
 
@@ -191,10 +203,6 @@ def _polarity_of_answer(claims: list[Claim]) -> list[str]:
     if findings and all(finding.status != meant for finding in findings):
         return [f"the answer says {word.group(1)}, but speaks of {findings[0].status} {findings[0].entity}"]
     return []
-
-
-def _bare(text: str) -> str:
-    return _flat(text).rstrip(".!?。 ")
 
 
 def _flat(text: str) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mu2llm.corpus.citations import source_texts
 from mu2llm.corpus.support import asks_follow_up
 from mu2llm.data.records import Study
-from mu2llm.text.findings import Finding, extract
+from mu2llm.text.findings import Finding, extract, under_headings
 from mu2llm.text.sentences import Sentence, split
 
 _IMPRESSION = re.compile(
@@ -41,11 +42,17 @@ class Evidence:
         """The sentences that ask for follow-up."""
         return [s for s in self.sentences if asks_follow_up(s.text)]
 
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """What each id says, for the verifier."""
+        return source_texts(self.items())
+
     def items(self) -> list[dict[str, Any]]:
         """The sentences in the form of Sample.evidence."""
         return [
             {"id": s.id, "text": s.text, "start": s.start, "end": s.end, "study_id": self.study_id}
-            for s in self.sentences
+            | ({"heading": heading} if heading else {})
+            for s, heading in under_headings(self.text)
         ]
 
 

@@ -1,5 +1,5 @@
-"""Stage 5: one narrative per study: findings in anatomical order, what the impression rests on, and what should
-follow. Every sentence is cited."""
+"""Stage 5: one narrative per study: findings in anatomical order, what the impression rests on, and what
+should follow. Every sentence is cited."""
 
 import re
 
@@ -29,13 +29,16 @@ def narrate(evidence: Evidence) -> tuple[str, list[tuple[str, list[str]]]]:
         (words["impression"], _impression(concluding, telling, by_sentence)),
         (words["follow_up"], [_quoted(s) for s in asking] or [_no_follow_up(evidence)]),
     ]
-    texts = {sentence.id: sentence.text for sentence in evidence.sentences}
     left_out: list[tuple[str, list[str]]] = []
     written: list[str] = []
     for heading, lines in sections:
         sound = []
         for line in lines:
-            faults = [fault for claim in read_claims("answer", line) for fault in claim_faults(claim, texts)]
+            faults = [
+                fault
+                for claim in read_claims("answer", line)
+                for fault in claim_faults(claim, evidence.texts)
+            ]
             if faults:
                 left_out.append((line, faults))
             else:
@@ -59,7 +62,8 @@ def _impression(
     lines: list[str] = []
     if not concluding:
         positive = [s for s in telling if any(f.status != "absent" for f in by_sentence.get(s.id, ()))]
-        return [cite(words["leading"].format(quote=_plain(s)), [s.id]) for s in (positive or telling)[:3]]
+        opening = words["leading" if positive else "states"]
+        return [cite(opening.format(quote=_plain(s)), [s.id]) for s in (positive or telling)[:3]]
     used: set[str] = set()
     for conclusion in concluding:
         lines.append(_quoted(conclusion))

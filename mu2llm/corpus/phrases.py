@@ -42,11 +42,11 @@ def with_article(finding: Finding) -> str:
     kind = lexicon().entities[finding.entity].get("noun")
     if is_many(finding) or kind not in ("a", "an"):
         return noun(finding)
-    return f"{'an' if finding.entity[0] in 'aeiou' else 'a'} {finding.entity}"
+    return f"{kind} {finding.entity}"
 
 
 def place(finding: Finding) -> str:
-    """ "in the left lower lobe", "in the right kidney", "on both sides"; empty when the report says nothing."""
+    """ "in the left lower lobe", "in the right kidney", "on both sides"; empty when nothing is said."""
     words = wording()
     if finding.location:
         told = " and ".join(

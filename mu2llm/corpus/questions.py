@@ -5,7 +5,7 @@ import hashlib
 from dataclasses import dataclass
 
 from mu2llm.corpus.evidence import Evidence
-from mu2llm.corpus.phrases import is_many, noun, organ, place, with_article, wording
+from mu2llm.corpus.phrases import is_many, noun, place, with_article, wording
 from mu2llm.text.findings import Finding
 from mu2llm.text.sentences import Sentence
 
@@ -84,15 +84,11 @@ def _says(finding: Finding, aspect: str) -> bool:
 
 
 def _advice(evidence: Evidence, entity: str) -> list[Sentence]:
-    """Follow-up sentences that name the entity or its organ; all of them when they name nothing."""
+    """Follow-up sentences that name the entity, or no entity at all."""
     spoken: dict[str, set[str]] = {}
     for finding in evidence.findings:
-        spoken.setdefault(finding.sentence, set()).update({finding.entity, organ(finding.entity)})
-    return [
-        sentence
-        for sentence in evidence.follow_up
-        if not spoken.get(sentence.id) or {entity, organ(entity)} & spoken[sentence.id]
-    ]
+        spoken.setdefault(finding.sentence, set()).add(finding.entity)
+    return [sentence for sentence in evidence.follow_up if entity in spoken.get(sentence.id, {entity})]
 
 
 def _denied(finding: Finding) -> bool:

@@ -1,4 +1,4 @@
-"""Stage 4: thinking becomes short. What does not bear on the answer goes; each sentence keeps its citation."""
+"""Stage 4: thinking becomes short. What does not bear on the answer goes; each sentence stays cited."""
 
 from mu2llm.corpus.answers import Draft
 from mu2llm.corpus.citations import cite, read_claims

@@ -16,8 +16,7 @@ def faults(draft: Draft, evidence: Evidence) -> list[str]:
         return ["empty: the answer has no sentence"]
     if not is_english(draft.answer):
         return ["language: the answer is not English"]
-    texts = {sentence.id: sentence.text for sentence in evidence.sentences}
-    found = [f"citation: {fault}" for claim in claims for fault in claim_faults(claim, texts)]
+    found = [f"citation: {fault}" for claim in claims for fault in claim_faults(claim, evidence.texts)]
     for claim in claims:
         if claim.part == "answer":
             found += [

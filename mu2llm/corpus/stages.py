@@ -34,7 +34,7 @@ def work(study: Study, provenance: dict[str, str]) -> dict[str, Any]:
         result["samples"].append(sample)
         if sample["task"] != "report":
             claims = [Claim(c["part"], c["sentence"], tuple(c["ids"])) for c in sample["citations"]]
-            score.add(claims, {item["id"]: item["text"] for item in sample["evidence"]})
+            score.add(claims, evidence.texts)
             cited.update(one for claim in claims for one in claim.ids)
         return True
 
@@ -60,7 +60,7 @@ def work(study: Study, provenance: dict[str, str]) -> dict[str, Any]:
             result["drops"].append(_drop(narrative | {"question": line}, "line", faults))
     return result | {
         "score": asdict(score),
-        "sentences": len(evidence.sentences),
+        "sentences": 0 if unusable else len(evidence.sentences),
         "cited_sentences": len(cited),
     }
 
@@ -106,18 +106,20 @@ def _finished(
     provenance: dict[str, str],
 ) -> dict[str, Any]:
     """A sample: the marks leave its text and become its citations."""
-    sample = Sample(
-        sample_id="",
-        study_id=study.study_id,
-        volume=study.volume,
-        task=task,
-        question=question,
-        answer=without_marks(texts["answer"]),
-        thinking=without_marks(texts.get("thinking", "")),
-        evidence=evidence.items(),
-        citations=[{"part": c.part, "sentence": c.text, "ids": list(c.ids)} for c in claims],
-        provenance=provenance | {"stage": {"vqa": "refine"}.get(task, task)},
-    ).to_dict()
+    sample = vars(
+        Sample(
+            sample_id="",
+            study_id=study.study_id,
+            volume=study.volume,
+            task=task,
+            question=question,
+            answer=without_marks(texts["answer"]),
+            thinking=without_marks(texts.get("thinking", "")),
+            evidence=evidence.items(),
+            citations=[{"part": c.part, "sentence": c.text, "ids": list(c.ids)} for c in claims],
+            provenance=provenance | {"stage": {"vqa": "refine"}.get(task, task)},
+        )
+    )
     return sample | {"sample_id": sample_id(sample)}
 
 

@@ -5,7 +5,7 @@ sentences do not say. A claim may say less than they do, never more or otherwise
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -50,6 +50,7 @@ _FRAME = frozenset(
             "rests",
             "rest",
             "leading",
+            "state",
             "seen",
             "yes",
         ),
@@ -66,6 +67,8 @@ class Facts:
     numbers: frozenset[tuple[str, str]]
     denies: bool
     doubts: bool
+    pattern: str  # the text with its sides blanked, and the sides in order
+    order: tuple[str, ...]
     words: frozenset[str]
 
 
@@ -87,18 +90,27 @@ def read(text: str) -> Facts:
     numbers.update((_NUMBER_WORDS[word], "") for word in words if word in _NUMBER_WORDS)
     numbers.update((level.upper(), "") for level in _NAMED_LEVEL.findall(text))
     codes = {span.code for span in row}
+    sided = [span for span in row if span.code == "s"]
+    pattern = _bare(text).lower()
+    for span in sided:
+        pattern = pattern.replace(text[span.start : span.end].lower(), "§")
     return Facts(
         findings,
         frozenset(sides),
         frozenset(numbers),
         bool(codes & {"N", "M"}),
         bool(codes & {"U", "W", "B"}),
+        pattern,
+        tuple(span.value for span in sided),
         frozenset(words) - _FRAME,
     )
 
 
-def faults(claim: str, cited: Sequence[str]) -> list[str]:
+@lru_cache(maxsize=65536)
+def faults(claim: str, cited: tuple[str, ...]) -> tuple[str, ...]:
     """What the claim says beyond or against the cited sentences; empty when they bear it out."""
+    if len(cited) == 1 and _bare(claim) == _bare(cited[0]):
+        return ()  # a quotation
     said, sources = read(claim), [read(text) for text in cited]
     found = [f"number {' '.join(pair).strip()} is not cited" for pair in _missing_numbers(said, sources)]
     source_sides = frozenset[str]().union(*(source.sides for source in sources))
@@ -108,13 +120,25 @@ def faults(claim: str, cited: Sequence[str]) -> list[str]:
     pool = [finding for source in sources for finding in source.findings]
     for finding in said.findings:
         found += _against(finding, [other for other in pool if other.entity == finding.entity])
+    count = len(said.order)
+    quoted = [source for source in sources if count and source.pattern.endswith(said.pattern)]
+    if any(source.order[-count:] != said.order for source in quoted):
+        found.append("the sides of a quoted sentence are changed")
+    statuses = {finding.status for finding in said.findings}
+    if said.denies and "absent" not in statuses and not any(source.denies for source in sources):
+        found.append("a negation is not cited")
+    if said.doubts and "uncertain" not in statuses and not any(source.doubts for source in sources):
+        found.append("a doubt is not cited")
     if not said.findings:
         found += _as_quoted(said, sources)
-    return found
+    return tuple(found)
 
 
+@lru_cache(maxsize=65536)
 def bears_on(claim: str, sentence: str) -> bool:
     """Whether a sentence speaks of what the claim speaks of."""
+    if _bare(claim) == _bare(sentence):
+        return True
     said, source = read(claim), read(sentence)
     if said.findings:
         return bool({f.entity for f in said.findings} & {f.entity for f in source.findings})
@@ -130,6 +154,10 @@ def asks_follow_up(sentence: str) -> bool:
 def denies_follow_up(claim: str) -> bool:
     """Whether a claim says that no follow-up is asked for."""
     return bool(lexicon().no_follow_up.search(claim))
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).rstrip(".!?。 ")
 
 
 def _missing_numbers(said: Facts, sources: list[Facts]) -> list[tuple[str, str]]:
@@ -159,7 +187,7 @@ def _against(finding: Finding, others: list[Finding]) -> list[str]:
         found.append(f"{name} is not in the {finding.location} in what is cited")
     if finding.severity and finding.severity not in {other.severity for other in others}:
         found.append(f"{name} is not {finding.severity} in what is cited")
-    if not set(finding.sizes_mm) <= {size for other in others for size in other.sizes_mm}:
+    if not any(Counter(finding.sizes_mm) <= Counter(other.sizes_mm) for other in others):
         found.append(f"{name} has another size in what is cited")
     if not set(finding.attributes) <= {word for other in others for word in other.attributes}:
         found.append(f"{name} is not {', '.join(finding.attributes)} in what is cited")
@@ -189,8 +217,8 @@ def _as_quoted(said: Facts, sources: list[Facts]) -> list[str]:
     strange = said.words - frozenset[str]().union(*(source.words for source in sources))
     if strange:
         found.append(f"the words {', '.join(sorted(strange))} are not in what is cited")
-    if said.denies != any(source.denies for source in sources):
-        found.append("polarity differs from what is cited")
-    if said.doubts != any(source.doubts for source in sources):
-        found.append("certainty differs from what is cited")
+    if not said.denies and any(source.denies for source in sources):
+        found.append("a negation is left out")
+    if not said.doubts and any(source.doubts for source in sources):
+        found.append("a doubt is left out")
     return found

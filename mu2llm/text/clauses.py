@@ -10,6 +10,7 @@ _OPENS = re.compile(
     r"C?(?:A|T|(?:D|s)?N|P(?=A)"  # a, there, no, with a
     r"|D?s?[wza]?S[SCzsw]{0,4}[VM])"  # the heart is; the lungs are
 )
+_DOUBTED = re.compile(r"[^,;bCO]*[EH][^,;bCO]*W")
 _NOT_A_SUBJECT = re.compile(r"[rVKPMW]")
 
 
@@ -60,6 +61,8 @@ def _parts(codes: str, begin: int, index: int) -> bool:
         return False  # nothing has been said yet: "In the right lung, a nodule"
     if "N" in before and "O" not in after and after[:1] in ("g", "#"):
         return True  # "no effusion, small nodule in the right lung"
+    if codes[index] == "," and _DOUBTED.match(after):
+        return True  # "hypodense lesion, metastasis cannot be excluded"
     opens = _OPENS.match(after)
     if opens:
         if opens.group().endswith(("V", "M")):
@@ -89,6 +92,6 @@ def _settle(row: list[Span]) -> None:
 
 
 def _noun_follows(row: list[Span], index: int) -> bool:
-    while index < len(row) and row[index].code in "ag":
+    while index < len(row) and row[index].code in "agsSL":
         index += 1
     return index < len(row) and row[index].code in "EH"

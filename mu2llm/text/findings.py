@@ -13,7 +13,7 @@ from mu2llm.text.clauses import read_row
 from mu2llm.text.mentions import named, territories
 from mu2llm.text.normals import denied
 from mu2llm.text.qualities import qualities
-from mu2llm.text.sentences import split
+from mu2llm.text.sentences import Sentence, split
 from mu2llm.text.words import lexicon
 
 _SPEAKS = re.compile("[EHny]")
@@ -51,18 +51,25 @@ def extract(text: str) -> list[Finding]:
     "The lungs are clear" denies what the word list holds against clear lungs. A sentence that says the same
     of one entity twice gives one finding. An organ heading ("Liver: ...") holds to the end of its line.
     """
-    findings: list[Finding] = []
+    return [
+        replace(finding, start=sentence.start, end=sentence.end, sentence=sentence.id)
+        for sentence, heading in under_headings(text)
+        for finding in _of_sentence(sentence.text, heading)
+    ]
+
+
+def under_headings(text: str) -> list[tuple[Sentence, str]]:
+    """The sentences of a report, each with the organ heading that stands earlier in its line, or ""."""
+    found: list[tuple[Sentence, str]] = []
     heading, end = "", 0
     for sentence in split(text):
         if "\n" in text[end : sentence.start]:
             heading = ""
         end = sentence.end
-        findings += [
-            replace(finding, start=sentence.start, end=sentence.end, sentence=sentence.id)
-            for finding in _of_sentence(sentence.text, heading)
-        ]
-        heading = _organ_heading(sentence.text) or heading
-    return findings
+        own = _organ_heading(sentence.text)
+        found.append((sentence, "" if own else heading))
+        heading = own or heading
+    return found
 
 
 def finding_keys(findings: Iterable[Finding]) -> set[str]:

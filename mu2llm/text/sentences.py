@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 # A full stop after one of these ends no sentence, whatever follows.
 _ABBREVIATION = re.compile(
@@ -36,6 +37,11 @@ def split(text: str) -> list[Sentence]:
     Handles abbreviations (Dr., vs.), decimals and sizes (13.5 x 9.3 mm), numbered lists, wrapped lines,
     headings before text (kept: "Liver: normal."), a missing blank after a full stop, and Chinese stops.
     """
+    return list(_split(text))
+
+
+@lru_cache(maxsize=16384)
+def _split(text: str) -> tuple[Sentence, ...]:
     sentences: list[Sentence] = []
     begin = 0
     for stop in _STOP.finditer(text):
@@ -49,7 +55,7 @@ def split(text: str) -> list[Sentence]:
         _add(sentences, text, begin, stop.end())
         begin = stop.end()
     _add(sentences, text, begin, len(text))
-    return sentences
+    return tuple(sentences)
 
 
 def _is_full_stop(text: str, begin: int, dot: int) -> bool:

@@ -104,6 +104,10 @@ def test_phantom_sentences(sentence, present, absent):
             "Calcific plaques are observed in the aorta, pericardial effusion was not detected.",
             {"aortic calcification": "present", "pericardial effusion": "absent"},
         ),
+        (
+            "Hypodense liver lesion, metastasis cannot be excluded.",
+            {"liver lesion": "present", "metastasis": "uncertain"},
+        ),
         ("Metastasis cannot be excluded.", {"metastasis": "uncertain"}),
         ("We cannot exclude metastasis.", {"metastasis": "uncertain"}),
         ("Possible small right effusion.", {"pleural effusion": "uncertain"}),
@@ -185,6 +189,7 @@ def test_sizes(sentence, sizes):
         ("The pleural effusion is small.", "small", (), ""),
         ("Mild to moderate emphysema.", "mild to moderate", (), ""),
         ("A hypodense lesion is present in the liver.", "", ("hypodense",), ""),
+        ("A calcified lung nodule.", "", ("calcified",), ""),
         ("Calcified spiculated nodule.", "", ("calcified", "spiculated"), ""),
         ("Ground-glass nodule.", "", ("ground-glass",), ""),
         ("The right pleural effusion has decreased.", "", (), "decreased"),

@@ -1,0 +1,103 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import study
+
+from mu2llm.corpus.build import build_corpus
+from mu2llm.corpus.citations import verify
+from mu2llm.data.records import Sample, read_jsonl, write_jsonl
+
+FILES = ("samples.jsonl", "drops.jsonl", "corpus.json")
+
+
+def written(folder):
+    return [(folder / name).read_bytes() for name in FILES]
+
+
+@pytest.fixture(scope="module")
+def whole(studies, tmp_path_factory):
+    """A studies file with two useless reports in it, and its corpus made in one go."""
+    folder = tmp_path_factory.mktemp("corpus")
+    contradicted = "No pleural effusion. There is a small left pleural effusion."
+    every = [*studies, study("empty", ""), study("other", "两肺清晰。"), study("twofold", contradicted)]
+    write_jsonl(folder / "studies.jsonl", every)
+    summary = build_corpus(folder / "studies.jsonl", folder / "out")
+    return folder, summary, len(every)
+
+
+def test_files_and_summary(whole):
+    folder, summary, count = whole
+    samples = list(read_jsonl(folder / "out" / "samples.jsonl", Sample))
+    drops = [json.loads(line) for line in (folder / "out" / "drops.jsonl").read_text().splitlines()]
+    assert summary == json.loads((folder / "out" / "corpus.json").read_text())
+    assert summary["studies"] == count and summary["studies_kept"] == count - 2
+    assert summary["samples"] == len(samples) == sum(summary["tasks"].values())
+    assert summary["drops"] == len(drops) == 3
+    assert summary["made"] == summary["samples"] + summary["drops"]
+    assert summary["drop_reasons"] == {"contradiction": 1, "empty": 1, "language": 1}
+    assert summary["tasks"]["report"] == summary["tasks"]["narrative"] == count - 2
+    assert summary["citation_precision"] == summary["citation_recall"] == 1.0
+    assert summary["sentence_coverage"] == summary["question_coverage"] == 1.0
+    assert len({sample.sample_id for sample in samples}) == len(samples)
+    assert not [sample for sample in samples if verify(sample.to_dict())]
+
+
+def test_a_second_run_changes_nothing(whole):
+    folder, summary, _ = whole
+    before, store = written(folder / "out"), (folder / "out" / "store.jsonl").read_bytes()
+    assert build_corpus(folder / "studies.jsonl", folder / "out") == summary
+    assert written(folder / "out") == before
+    assert (folder / "out" / "store.jsonl").read_bytes() == store
+
+
+@pytest.mark.parametrize("share", [0.0, 0.31, 0.77, 1.0])
+def test_a_store_cut_anywhere_is_completed(whole, tmp_path, share):
+    folder, _, _ = whole
+    store = (folder / "out" / "store.jsonl").read_bytes()
+    (tmp_path / "store.jsonl").write_bytes(store[: int(len(store) * share)])
+    build_corpus(folder / "studies.jsonl", tmp_path)
+    assert written(tmp_path) == written(folder / "out")
+
+
+def test_a_killed_run_goes_on(whole, tmp_path):
+    folder, _, _ = whole
+    call = f"build_corpus({str(folder / 'studies.jsonl')!r}, {str(tmp_path)!r})"
+    program = f"from mu2llm.corpus.build import build_corpus; {call}"
+    running = subprocess.Popen([sys.executable, "-c", program])
+    store = tmp_path / "store.jsonl"
+    while running.poll() is None and not (store.exists() and store.stat().st_size > 10_000):
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert store.stat().st_size > 10_000
+    build_corpus(folder / "studies.jsonl", tmp_path)
+    assert written(tmp_path) == written(folder / "out")
+
+
+def test_only_a_changed_study_is_worked_out_again(whole, tmp_path):
+    first = [study("a", "No effusion."), study("b", "The lungs are clear.")]
+    write_jsonl(tmp_path / "studies.jsonl", first)
+    build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
+    before = (tmp_path / "out" / "store.jsonl").read_bytes()
+    write_jsonl(tmp_path / "studies.jsonl", [first[0], study("b", "The lungs are not clear.")])
+    build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
+    after = (tmp_path / "out" / "store.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert after[len(before) :].count(b"\n") == 1
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no studies file"):
+        build_corpus(tmp_path / "none.jsonl", tmp_path)
+    write_jsonl(tmp_path / "studies.jsonl", [])
+    with pytest.raises(ValueError, match="holds no study"):
+        build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
+    write_jsonl(tmp_path / "studies.jsonl", [study("a", "No effusion."), study("a", "No effusion.")])
+    with pytest.raises(ValueError, match="'a' stands twice"):
+        build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
+    with pytest.raises(ValueError, match="'rules' provider only"):
+        build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", llm="http://localhost:1")

@@ -1,0 +1,127 @@
+"""The verifier against forgers: a sound sample is changed in one thing, and all that is recorded about it is
+made to agree (citations and the content's hash), so that only the reading of the text can tell."""
+
+import copy
+import random
+import re
+
+import pytest
+
+from mu2llm.corpus.citations import sample_id, verify
+from mu2llm.corpus.stages import work
+
+MUTANTS = 1000
+SWAPS = {"left": "right", "right": "left", "both": "left", "bilateral": "right"}
+
+
+def _change_number(rng, text):
+    numbers = list(re.finditer(r"(?<![\w.])\d+(?:\.\d+)?", text))
+    if not numbers:
+        return None
+    m = rng.choice(numbers)
+    other = rng.choice([n for n in (3, 7, 18, 26, 41.5) if f"{n:g}" != m.group()])
+    return text[: m.start()] + f"{other:g}" + text[m.end() :]
+
+
+def _change_unit(rng, text):
+    changed = re.sub(
+        r"\b(mm|cm|cc)\b", lambda m: rng.choice([u for u in ("mm", "cm", "kg") if u != m[1]]), text
+    )
+    return changed if changed != text else None
+
+
+def _change_side(rng, text):
+    sides = list(re.finditer(r"\b(left|right|both|bilateral)\b", text, re.I))
+    if not sides:
+        return None
+    m = rng.choice(sides)
+    return text[: m.start()] + SWAPS[m.group().lower()] + text[m.end() :]
+
+
+def _change_polarity(rng, text):
+    for found, put in (
+        (r"\b[Nn]o, there (is|are) no\b", r"Yes, there \1"),
+        (r"\b[Yy]es, there (is|are)\b", r"No, there \1 no"),
+        (r"\b[Nn]o ", ""),
+        (r"\b[Tt]here (is|are)\b", r"There \1 no"),
+        (r" (is|are|was|were) ", r" \1 not "),
+    ):
+        changed = re.sub(found, put, text, count=1)
+        if changed != text:
+            return changed
+    return f"No {text[0].lower()}{text[1:]}"
+
+
+CHANGES = {
+    "number": _change_number,
+    "unit": _change_unit,
+    "side": _change_side,
+    "polarity": _change_polarity,
+}
+
+
+def _mutant(rng, kind, sample, others):
+    """A changed copy of a sample, its records brought in line; None when there is nothing to change."""
+    mutant = copy.deepcopy(sample)
+    citation = rng.choice(mutant["citations"])
+    if kind == "id":
+        wrong = [
+            f"S{number}" for number in range(1, 40) if f"S{number}" not in _ids_that_say_it(sample, citation)
+        ]
+        citation["ids"] = [rng.choice(wrong)]
+    elif kind == "study":
+        other = rng.choice([one for one in others if one["study_id"] != sample["study_id"]])
+        if rng.random() < 0.5:
+            mutant["study_id"] = other["study_id"]
+        else:
+            mutant["evidence"] = other["evidence"]
+    else:
+        before = citation["sentence"]
+        after = CHANGES[kind](rng, before)
+        if after is None:
+            return None
+        mutant[citation["part"]] = mutant[citation["part"]].replace(before, after)
+        for one in mutant["citations"]:
+            if (one["part"], one["sentence"]) == (citation["part"], before):
+                one["sentence"] = after
+    return mutant | {"sample_id": sample_id(mutant)}
+
+
+def _ids_that_say_it(sample, citation):
+    """The cited ids and those of sentences on the same: an impression that repeats a finding is a source."""
+    words = set(re.findall(r"[a-z]{4,}", citation["sentence"].lower()))
+    same = {e["id"] for e in sample["evidence"] if words & set(re.findall(r"[a-z]{4,}", e["text"].lower()))}
+    return same | set(citation["ids"])
+
+
+@pytest.fixture(scope="module")
+def samples(studies):
+    made = [sample for study in studies for sample in work(study, {})["samples"]]
+    return [sample for sample in made if sample["task"] != "report"]
+
+
+def test_no_sound_sample_is_refused(samples):
+    assert len(samples) > 500
+    assert [sample for sample in samples if verify(sample)] == []
+
+
+@pytest.mark.parametrize("kind", [*CHANGES, "id", "study"])
+def test_mutants_are_caught(samples, kind):
+    rng = random.Random(f"{kind} 11")
+    missed, made = [], 0
+    while made < MUTANTS // 6 + 1:
+        sample = rng.choice(samples)
+        mutant = _mutant(rng, kind, sample, samples)
+        if mutant is None:
+            continue
+        made += 1
+        if not verify(mutant):
+            missed.append([c for c in mutant["citations"] if c not in sample["citations"]])
+    assert len(missed) <= made // 100, missed
+
+
+def test_a_change_without_new_records_is_always_caught(samples):
+    for sample in samples[:200]:
+        assert verify(sample | {"answer": sample["answer"] + " "}) == [
+            "sample_id is not the hash of the content"
+        ]
