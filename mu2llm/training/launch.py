@@ -3,6 +3,7 @@
 import collections
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,11 +127,15 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _cause(tail: list[str], code: int) -> str:
     """The line in which a worker said what went wrong, or the log's last words before torchrun's own."""
-    for line in tail:
-        if line.startswith(ERROR_MARK):
-            return line.removeprefix(ERROR_MARK)
-    if any("exitcode: -9" in line for line in tail):
+    errors = [line.removeprefix(ERROR_MARK) for line in tail if line.startswith(ERROR_MARK)]
+    # A worker whose neighbour died says that a connection broke: true, and not the cause.
+    causes = [error for error in errors if "gloo" not in error and "NCCL" not in error]
+    if causes:
+        return causes[0]
+    if any(re.search(r"exitcode *: -9", line) for line in tail):
         return "a worker was killed by the system, most likely for want of memory: lower per_device_batch"
+    if errors:
+        return errors[0]
     own = itertools.takewhile(lambda line: "torch/distributed/elastic" not in line, tail)
     words = [line.strip() for line in own if line.strip()]
     return f"ended with code {code}: " + " | ".join(words[-3:])
