@@ -88,7 +88,7 @@ def volume_bytes(source: str | Path | bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for number, file in enumerate(files):
-            archive.write(file, f"{number:06d}{file.suffix}")
+            archive.write(file, f"{number:06d}")
     return buffer.getvalue()
 
 

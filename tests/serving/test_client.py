@@ -10,12 +10,12 @@ from mu2llm.serving.client import report, volume_bytes
 
 def test_a_folder_travels_as_a_zip_without_its_names(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "DOE^JANE_2.dcm").write_bytes(b"two")
-    (tmp_path / "series" / "DOE^JANE_1.dcm").write_bytes(b"one")
+    (tmp_path / "series" / "CT.DOE^JANE.2").write_bytes(b"two")
+    (tmp_path / "series" / "CT.DOE^JANE.1").write_bytes(b"one")
     with zipfile.ZipFile(io.BytesIO(volume_bytes(tmp_path / "series"))) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {
-            "000000.dcm": b"one",
-            "000001.dcm": b"two",
+            "000000": b"one",
+            "000001": b"two",
         }
 
 
