@@ -85,6 +85,8 @@ def _settle(row: list[Span]) -> None:
         after = row[index + 1].code if index + 1 < len(row) else ""
         if index == 0 and span.code == "N" and after == ",":
             row[index] = span._replace(code="w")
+        elif span.code == "N" and not after and index and row[index - 1].code == ":":
+            row[index] = span._replace(code="M")  # "Pleural effusion: no."
         elif span.code == "E" and span.value == "ground-glass opacity" and after == "H":
             row[index] = span._replace(code="a", value="ground-glass")
         elif span.code == "H" and span.value in _ALSO_ATTRIBUTES and _noun_follows(row, index + 1):

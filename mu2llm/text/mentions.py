@@ -13,6 +13,10 @@ from mu2llm.text.words import lexicon
 
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
+_LUNG_PLACES = (
+    *("upper lobe", "middle lobe", "lower lobe", "upper and lower lobes", "upper and middle lobes"),
+    *("middle and lower lobes", "lingula", "subpleural", "perihilar"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
     """The entities that a mention stands for; none when a head has no site that it goes with."""
     mention = mentions[index]
     span = row.spans[mention.at]
-    own = [i for i in range(mention.first, mention.at) if row.codes[i] == "S"]
+    own = [i for i in range(mention.first, mention.at) if _site(row, i)]
     if span.code == "E":
         return [replace(mention, entity=span.value, sites=tuple(own))]
     facts = lexicon().heads[span.value]
@@ -69,6 +73,9 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         return []
     if not own:
         own = _sites_after(row, mention)
+    if not own and index and listed_with(row, mentions[index - 1], mention):
+        earlier = mentions[index - 1]  # "pulmonary nodules or masses"
+        own = _compatible(row, [i for i in range(earlier.first, earlier.at) if _site(row, i)], facts)
     if not own and index + 1 < len(mentions):
         following = mentions[index + 1]
         if following.clause == mention.clause and listed_with(row, mention, following):
@@ -77,7 +84,7 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         own = _subject(row, mention, facts)
     by_entity: dict[str, list[int]] = {}
     for i in _compatible(row, own, facts):
-        by_entity.setdefault(facts["sites"][row.spans[i].value], []).append(i)
+        by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
     if by_entity:
         return [replace(mention, entity=name, sites=tuple(sites)) for name, sites in by_entity.items()]
     return [replace(mention, entity=facts["default"])] if facts["default"] and not own else []
@@ -98,13 +105,20 @@ def _sites_after(row: Row, mention: Mention) -> list[int]:
             linked = True
         elif code in "VM" or (code in _LIST and not sites):
             linked = False
-        elif code == "S" and (linked or sites):
+        elif _site(row, i) and (linked or sites):
             sites.append(i)
     return sites
 
 
 def _compatible(row: Row, sites: list[int], facts: dict[str, Any]) -> list[int]:
-    return [i for i in sites if row.spans[i].value in facts["sites"]]
+    return [i for i in sites if _site(row, i) in facts["sites"]]
+
+
+def _site(row: Row, i: int) -> str:
+    """The organ that a span names, if any; a lobe is the lung's."""
+    if row.codes[i] == "S":
+        return str(row.spans[i].value)
+    return "lungs" if row.codes[i] == "L" and row.spans[i].value in _LUNG_PLACES else ""
 
 
 def _subject(row: Row, mention: Mention, facts: dict[str, Any]) -> list[int]:
@@ -112,9 +126,9 @@ def _subject(row: Row, mention: Mention, facts: dict[str, Any]) -> list[int]:
     codes = row.codes
     colon = codes.find(":")
     opening = row.bounds(mention.clause)[0]
-    reaches_back = codes[opening + 1 : opening + 2] in ("A", "T") or codes[opening] == "b"
+    reaches_back = codes[opening + 1 : opening + 2] in ("A", "T", "N") or codes[opening] == "b"
     for i in range(mention.first - 1, -1, -1):
-        if codes[i] != "S" or row.spans[i].value not in facts["sites"]:
+        if codes[i] != "S" or _site(row, i) not in facts["sites"]:
             continue
         if row.clauses[i] == mention.clause or reaches_back or i < colon:
             sites = [i]

@@ -7,10 +7,10 @@ from mu2llm.text.clauses import Row
 from mu2llm.text.mentions import Mention, listed_with
 from mu2llm.text.words import lexicon
 
-_ONLY_ON = {"middle lobe": "right", "lingula": "left"}  # there is one of each in the body
+_SIDE_OF = {"middle lobe": "right", "lingula": "left", "bases": "bilateral"}
 _SIDED = ("lobe", "lobes", "zone", "pole", "apex", "base", "hilum", "axilla")
 _SIDE_BEHIND = re.compile(r"L*[PD]*(s)")
-_CHANGE_BEFORE = re.compile(r"c[PDAw]*$")
+_CHANGE_BEFORE = re.compile(r"c[PDAwz]*$")
 
 
 def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
     site_in_lead = not mention.sites or mention.sites[0] < mentions[0].first
     if not side and not location and site_in_lead:
         side, location = place(row, lead)
+    if not side:  # the site stands with an earlier mention: "a cyst in the left kidney and a stone"
+        side = next((row.spans[i - 1].value for i in mention.sites if row.codes[i - 1 : i] == "s"), "")
     own = [*before, *after]
     codes, spans = row.codes, row.spans
     sizes = [spans[i].value for i in own if codes[i] == "#" and codes[max(i - 1, 0)] != "p"]
@@ -78,7 +80,7 @@ def _side_of_place(row: Row, i: int, name: str) -> str:
     behind = _SIDE_BEHIND.match(row.codes, i)
     if behind:
         return str(row.spans[behind.start(1)].value)
-    return _ONLY_ON.get(name, "")
+    return _SIDE_OF.get(name, "")
 
 
 def _after(row: Row, mentions: list[Mention], mention: Mention) -> range:

@@ -10,8 +10,8 @@ from mu2llm.volume.phantom import PRESETS, draw_findings
 REAL_STYLE = [
     "Trachea and both main bronchi are open. Mediastinal main vascular structures, heart contour, size are "
     "normal. No enlarged lymph nodes were detected. A millimetric nonspecific nodule is observed in the "
-    "right lung middle lobe. There are calcified atheroma plaques in the aortic arch and coronary arteries. There "
-    "are linear atelectasis areas in the lower lobes of both lungs. Bones in the study area are natural.",
+    "right lung middle lobe. There are calcified atheroma plaques in the aortic arch and coronary arteries. "
+    "There are linear atelectasis areas in the lower lobes of both lungs. Bones are natural.",
     """FINDINGS:
 Liver: Normal size (volume: 1519 cc). Hypodense lesion in segment 7 measuring 2.1 x 1.8 cm.
 Spleen: Enlarged, measuring 15 cm.
