@@ -77,16 +77,39 @@ def working_folder() -> Path:
 
 def _libpython_folder() -> str:
     """Folder of the interpreter's own libpython, "" when the system's loader finds it by itself."""
-    for folder in (sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"):
-        if folder and (Path(folder) / LIBPYTHON).is_file() and not folder.startswith("/usr/lib"):
-            return folder
+    for folder in (sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", triton_home() / "lib"):
+        if folder and (Path(folder) / LIBPYTHON).is_file() and not str(folder).startswith("/usr/lib"):
+            return str(folder)
+    if not _system_has_libpython():
+        raise FileNotFoundError(
+            f"{LIBPYTHON} not found, Triton's Python backend needs it: apt-get install libpython{PYTHON}"
+        )
+    return ""
+
+
+def _system_has_libpython() -> bool:
     try:
         ctypes.CDLL(LIBPYTHON)
     except OSError:
-        raise FileNotFoundError(
-            f"{LIBPYTHON} not found, Triton's Python backend needs it: apt-get install libpython{PYTHON}"
-        ) from None
-    return ""
+        return False
+    return True
+
+
+def _fetch_libpython(work: Path, folder: Path) -> None:
+    """Debian's and Ubuntu's python3 comes without libpython; taking it out of its package needs no root."""
+    package = f"libpython{PYTHON}"
+    commands = (
+        ["apt-get", "download", "--quiet", package],
+        ["sh", "-c", f"dpkg-deb --extract {package}_*.deb unpacked"],
+    )
+    for command in commands:
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise FileNotFoundError(
+                f"{LIBPYTHON} not found, Triton's Python backend needs it: apt-get install {package}"
+            )
+    folder.mkdir()
+    shutil.copy(next((work / "unpacked").rglob(LIBPYTHON)), folder / LIBPYTHON)
 
 
 def _unpack_folder() -> Path:
@@ -105,7 +128,6 @@ def fetch_tritonserver() -> Path:
     """
     if os.environ.get("MU2_TRITON_HOME"):
         return find_tritonserver()
-    _libpython_folder()
     target = _unpack_folder()
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +135,14 @@ def fetch_tritonserver() -> Path:
             whole = Path(work) / "whole"
             _download(Path(work))
             _unpack(Path(work), whole)
+            if sys.base_prefix == "/usr" and not _system_has_libpython():
+                _fetch_libpython(Path(work), whole / "pytriton" / "tritonserver" / "lib")
             try:
                 whole.rename(target)
             except OSError:
                 if not target.is_dir():  # a simultaneous call may have been first, with the same content
                     raise
+    _libpython_folder()
     return find_tritonserver()
 
 
