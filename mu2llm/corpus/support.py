@@ -72,7 +72,7 @@ class Facts:
     words: frozenset[str]
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def read(text: str) -> Facts:
     """Reads the facts of one sentence."""
     row = spans(text)
@@ -106,7 +106,7 @@ def read(text: str) -> Facts:
     )
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def faults(claim: str, cited: tuple[str, ...]) -> tuple[str, ...]:
     """What the claim says beyond or against the cited sentences; empty when they bear it out."""
     if len(cited) == 1 and _bare(claim) == _bare(cited[0]):
@@ -134,7 +134,7 @@ def faults(claim: str, cited: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def bears_on(claim: str, sentence: str) -> bool:
     """Whether a sentence speaks of what the claim speaks of."""
     if _bare(claim) == _bare(sentence):

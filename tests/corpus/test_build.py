@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import study
+from made_studies import study
 
 from mu2llm.corpus.build import build_corpus
 from mu2llm.corpus.citations import verify

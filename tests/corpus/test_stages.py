@@ -1,5 +1,5 @@
 import pytest
-from conftest import REAL_STYLE, study
+from made_studies import REAL_STYLE, study
 
 from mu2llm.corpus.citations import marked
 from mu2llm.corpus.stages import work

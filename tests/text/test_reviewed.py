@@ -1,5 +1,5 @@
-"""Over two hundred sentences in the styles of CT-RATE, AMOS-MM, AbdomenAtlas and M3D-Cap, each with what it was
-judged to say. They were written with the rules at hand, so they guard the rules; they do not measure them."""
+"""Over two hundred sentences in the styles of CT-RATE, AMOS-MM, AbdomenAtlas and M3D-Cap, each with what it
+was judged to say. They were written with the rules at hand: they guard the rules, and do not measure them."""
 
 from pathlib import Path
 
