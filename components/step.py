@@ -30,6 +30,7 @@ def step() -> Iterator[None]:
     SIGTERM (a pod that is moved, a run that is stopped) passes through the body as `SystemExit`, so that
     whatever the body started is ended with it.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # moving bars make no lines
     stdout = _Marked(sys.stdout)
     handler = logging.StreamHandler(stdout)
     logger = logging.getLogger("mu2llm")

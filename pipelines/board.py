@@ -33,7 +33,8 @@ class Board:
         self.user_errors: list[str] = []  # a step's reason, where the user can do something about it
         self.failures: list[str] = []  # a step's reason otherwise
         self._rest = ""
-        self._label = ""
+        self._task = ""  # the running step's name for kfp, and
+        self._label = ""  # for the reader
         self._began = 0.0
         self._shown = 0.0
 
@@ -58,7 +59,8 @@ class Board:
 
     def _line(self, line: str) -> None:
         if match := STARTED.search(line):
-            self._label, self._began, self._shown = self._name(match[1]), time.monotonic(), 0.0
+            self._task, self._label = match[1], self._name(match[1])
+            self._began, self._shown = time.monotonic(), 0.0
             self._say("…")
         elif match := REUSED.search(line):
             self.steps[self._name(match[1])] = {"seconds": 0.0, "reused": True}
@@ -70,7 +72,7 @@ class Board:
         elif line.startswith(FAILURE):
             self.failures.append(line.removeprefix(FAILURE))
         elif line.startswith(PREFIX):
-            self._say(line.removeprefix(PREFIX))
+            self._say(line.removeprefix(PREFIX).removeprefix(f"{self._task} "))
 
     def _finish(self, passed: bool) -> None:
         seconds = time.monotonic() - self._began
