@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mu2llm.components.start import write_start_model
 from mu2llm.components.step import log_metrics, options, work_folder
 
 
@@ -17,7 +18,8 @@ def train(
         stage: vision | sft | dpo.
         settings: `preset` (mu2llm/training/presets), `nproc` (processes), and settings of `TrainConfig`.
         work: folder that outlives the step (a volume in the cluster): checkpoints and prepared frames.
-        inputs: files and folders by their name in `TrainConfig`: model, studies, data.
+        inputs: files and folders by their name in `TrainConfig`: model, studies, data. Where neither they nor
+            the settings name a model, a small random one is made (its sizes: `start` in the settings).
         model: the `dsl.Model` to fill; metrics: the `dsl.Metrics` to fill.
     """
     from mu2llm.training.config import from_preset, save
@@ -26,6 +28,9 @@ def train(
     settings = options(settings)
     folder = work_folder(work, stage, inputs, settings)
     preset, nproc = settings.pop("preset", "tiny"), settings.pop("nproc", 1)
+    start = settings.pop("start", {})
+    if "model" not in inputs and "model" not in settings:
+        inputs = {**inputs, "model": write_start_model(inputs["studies"], folder / "start", **start)}
     paths = {name: str(path) for name, path in inputs.items()}
     frames = str(Path(work) / "frames")
     config = from_preset(preset, stage, out=str(folder), cache=frames, **paths, **settings)

@@ -27,7 +27,7 @@ def one_line(err: str) -> str:
 def test_help_names_every_verb_and_the_notice(capsys: pytest.CaptureFixture) -> None:
     status, out, _ = run(capsys, "--help")
     assert status == 0 and NOTICE in out
-    for verb in ("demo", "pipeline", "data", "corpus", "train", "preferences", "evaluate", "compare", "green",
+    for verb in ("demo", "pipeline", "data", "corpus", "new-model", "train", "preferences", "evaluate", "compare", "green",
                  "convert", "register", "registry", "export", "serve", "report"):  # fmt: skip
         assert verb in out
 

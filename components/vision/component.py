@@ -18,7 +18,8 @@ def vision(
 
     Args:
         studies: the folder of `ingest`.
-        settings: `preset`, `nproc` and settings of `TrainConfig`; `model`, the folder to start from.
+        settings: `preset`, `nproc` and settings of `TrainConfig`; `model`, the folder to start from, without
+            which a small random model is made (its sizes: `start`).
         work: folder that outlives the step: checkpoints and prepared frames.
         model: the model after this stage.
         metrics: what the stage measured.

@@ -8,6 +8,12 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Adds the verbs to the parser's commands."""
+    new = commands.add_parser("new-model", help="a small random model, its tokenizer learned from reports")
+    new.add_argument("studies", help="studies.jsonl")
+    new.add_argument("--out", required=True, help="model folder to write")
+    new.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    new.set_defaults(run=run_new)
+
     train = commands.add_parser("train", help="one training stage: vision, sft or dpo (torchrun, DeepSpeed)")
     train.add_argument("stage", choices=("vision", "sft", "dpo"))
     source = train.add_mutually_exclusive_group()
@@ -62,6 +68,12 @@ def add(commands: Any) -> None:
     )
     convert.add_argument("--reverse", action="store_true", help="ours → the published layout")
     convert.set_defaults(run=run_convert)
+
+
+def run_new(args: argparse.Namespace) -> None:
+    from mu2llm.components.start import write_start_model
+
+    print(f"{write_start_model(args.studies, args.out, seed=args.seed)} written")
 
 
 def run_train(args: argparse.Namespace) -> None:
