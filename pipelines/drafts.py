@@ -7,6 +7,9 @@ from mu2llm import NOTICE
 from mu2llm.data.records import Study, read_jsonl
 
 REAL_CTS = Path("../shared/real-ct")  # a NIfTI file and a DICOM series, on machines that have them
+EXAMPLE_SECONDS = (
+    120  # a draft of the demo's model takes one; an answer that was lost must not hold up the run
+)
 
 
 def stream(source: Path, **options: Any) -> None:
@@ -32,4 +35,4 @@ def stream_examples(studies: Path, url: str) -> None:
         sources += [(f"real CT {path.name}", path) for path in found]
     for name, path in sources:
         print(f"\n── {name}, drafted by {url}\n   {NOTICE}")
-        stream(path, url=url)
+        stream(path, url=url, timeout=EXAMPLE_SECONDS)

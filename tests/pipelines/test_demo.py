@@ -196,7 +196,7 @@ def row_without_file(data: Path) -> None:
         (no_cts, "holds no CT"),
         (truncated, "rejects.jsonl"),
         (empty_report, "report"),
-        (row_without_file, "absent.nii.gz"),
+        (row_without_file, "no such file"),
     ],
 )
 def test_bad_data_end_with_one_line(tmp_path: Path, phantoms: Path, harm: Any, named: str) -> None:
