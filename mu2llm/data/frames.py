@@ -1,4 +1,4 @@
-"""Prepared frames of many volumes in one file: volumes are decoded once, then read by every step from the map."""
+"""Prepared frames of many volumes in one file: decoded once, then read by every step from the map."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from mu2llm.volume import prepare_frames
 class FrameSettings(Protocol):
     """What of a processor decides how frames look."""
 
-    mode: str
+    mode: Literal["published", "hu"]
     size: int
     depth: int
     frame_slices: int

@@ -40,7 +40,9 @@ def write_phantoms(root: str | Path, count: int, *, preset: str = "demo", seed: 
     stamp, wanted = root / "phantom.txt", f"{count} phantoms, preset {preset}, seed {seed}\n"
     if stamp.exists():
         if stamp.read_text() != wanted:
-            raise ValueError(f"{root} holds {stamp.read_text().strip()}, not {wanted.strip()}: choose another folder")
+            raise ValueError(
+                f"{root} holds {stamp.read_text().strip()}, not {wanted.strip()}: choose another folder"
+            )
         return
     (root / "volumes").mkdir(parents=True, exist_ok=True)
     make = partial(_write_one, root, preset, seed)
@@ -78,7 +80,9 @@ def write_report(found: Findings, rng: np.random.Generator) -> tuple[str, str]:
 def _lungs(found: Findings, choose: Choose) -> str:
     parts = []
     if found.emphysema:
-        parts.append(choose("Diffuse emphysematous change in both lungs.", "There is emphysema of both lungs."))
+        parts.append(
+            choose("Diffuse emphysematous change in both lungs.", "There is emphysema of both lungs.")
+        )
     for side, size in found.nodule.items():
         parts.append(
             choose(
@@ -106,7 +110,9 @@ def _lungs(found: Findings, choose: Choose) -> str:
 
 def _pleura(found: Findings, choose: Choose) -> str:
     if not found.effusion:
-        return choose("No pleural effusion.", "No pleural effusion on either side.", "The pleural spaces are clear.")
+        return choose(
+            "No pleural effusion.", "No pleural effusion on either side.", "The pleural spaces are clear."
+        )
     return " ".join(
         choose(
             f"{amount.capitalize()} {side} pleural effusion.",

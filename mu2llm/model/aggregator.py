@@ -21,7 +21,9 @@ class AggregatorLayer(GradientCheckpointingLayer):
         self.norm_visual = nn.LayerNorm(width)
         self.norm_text = nn.LayerNorm(width)
 
-    def forward(self, queries: Tensor, refined: Tensor, question: Tensor, question_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, queries: Tensor, refined: Tensor, question: Tensor, question_mask: Tensor | None
+    ) -> Tensor:
         queries = self.norm_self(queries + self.self_attention(queries, queries))
         queries = self.norm_visual(queries + self.visual_attention(queries, refined))
         return self.norm_text(queries + self.text_attention(queries, question, question_mask))

@@ -17,7 +17,12 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, position: str = "none", max_distance: int = 512, aggregate: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        position: str = "none",
+        max_distance: int = 512,
+        aggregate: bool = False,
     ):
         super().__init__()
         if width % num_heads:

@@ -1,6 +1,6 @@
 """The configuration of μ²LLM: vision tower, projector, μ²Tokenizer and the decoder's own configuration."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -36,7 +36,9 @@ class Mu2VisionConfig(PretrainedConfig):
             if image % patch:
                 raise ValueError(f"image_size: {image} {name} are not a multiple of the patch's {patch}")
         if hidden_size % num_attention_heads:
-            raise ValueError(f"vision hidden_size {hidden_size} is not a multiple of {num_attention_heads} heads")
+            raise ValueError(
+                f"vision hidden_size {hidden_size} is not a multiple of {num_attention_heads} heads"
+            )
         self.image_size = tuple(image_size)
         self.patch_size = tuple(patch_size)
         self.hidden_size = hidden_size
@@ -63,7 +65,8 @@ class Mu2Config(PretrainedConfig):
         pooling_size: the projector averages cubes of this many patches a side.
         num_refiner_layers, num_aggregator_layers: depth of the μ²Tokenizer's two halves.
         num_heads: heads of every attention in the μ²Tokenizer.
-        num_selected_tokens: tokens selected from all frames (DTS); `num_query_tokens`: visual tokens given to the decoder.
+        num_selected_tokens: tokens selected from all frames (DTS).
+        num_query_tokens: visual tokens given to the decoder.
         position: relative (RPE, the paper) | rotary | none. Of the μ²Tokenizer's self-attentions.
         selection: soft (DTS, the paper) | hard (LinVT's top-k).
         pooling: dynamic (DMTP, the paper) | static (LinVT's).
@@ -75,7 +78,7 @@ class Mu2Config(PretrainedConfig):
     """
 
     model_type = "mu2"
-    sub_configs = {"vision_config": Mu2VisionConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar = {"vision_config": Mu2VisionConfig, "text_config": AutoConfig}
 
     def __init__(
         self,

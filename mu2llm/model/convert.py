@@ -22,7 +22,10 @@ HEAD_WIDTH = 64  # of the published ViT
 # (published, ours), tried in order; everything else belongs to the decoder.
 NAMES = [
     ("model.vision_tower.vision_tower.patch_embedding.patch_embeddings.1.", "vision_tower.patch_embedding."),
-    ("model.vision_tower.vision_tower.patch_embedding.position_embeddings", "vision_tower.position_embeddings"),
+    (
+        "model.vision_tower.vision_tower.patch_embedding.position_embeddings",
+        "vision_tower.position_embeddings",
+    ),
     (r"model.vision_tower.vision_tower.blocks.{n}.attn.qkv.", r"vision_tower.blocks.{n}.qkv."),
     (r"model.vision_tower.vision_tower.blocks.{n}.attn.out_proj.", r"vision_tower.blocks.{n}.proj."),
     (r"model.vision_tower.vision_tower.blocks.{n}.mlp.linear1.", r"vision_tower.blocks.{n}.fc1."),
@@ -58,8 +61,8 @@ NAMES = [
     ("model.u2tokenizer.tta_module.layer_linagg.linear_aggregator.", "aggregator.aggregation."),
     ("", "language_model."),
 ]
-# The published last step never uses these; they are kept in a file of their own for the way back.
-UNUSED = re.compile(r"aggregator\.aggregation\.(wv|dense)\.")
+# These have no influence on any output; they are kept in a file of their own for the way back.
+UNUSED = re.compile(r"aggregator\.aggregation\.(wv|dense)\.|refiner\.selection\.score\.bias")
 UNUSED_FILE = "published_unused.safetensors"
 CONFIG_FILE = "published_config.json"
 
@@ -107,7 +110,11 @@ def translate_config(published: dict[str, Any], tensors: dict[str, Tensor], imag
         "mm_projector_type", "patch_size", "image_size", "image_channel", "vision_tower", "architectures",
         "auto_map", "model_type", "segmentation_module", "seg_token_id",
     }  # fmt: skip
-    own |= {k for k in published if k.startswith(("u2t_", "enable_", "proj_", "vision_select", "mm_", "num_3d", "use_multi"))}
+    own |= {
+        k
+        for k in published
+        if k.startswith(("u2t_", "enable_", "proj_", "vision_select", "mm_", "num_3d", "use_multi"))
+    }
     text = {k: v for k, v in published.items() if k not in own}
     width = tensors["vision_tower.norm.weight"].shape[0]
     depth = 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("vision_tower.blocks."))
@@ -169,7 +176,9 @@ def revert(source: str | Path, target: str | Path) -> None:
     source, target = Path(source), Path(target)
     for needed in (CONFIG_FILE, UNUSED_FILE):
         if not (source / needed).exists():
-            raise FileNotFoundError(f"{source}: {needed} is not there; only what `mu2 convert` wrote can be reverted")
+            raise FileNotFoundError(
+                f"{source}: {needed} is not there; only what `mu2 convert` wrote can be reverted"
+            )
     tensors = read_tensors(source) | load_file(source / UNUSED_FILE)
     target.mkdir(parents=True, exist_ok=True)
     renamed = {rename(name, reverse=True): tensor for name, tensor in tensors.items()}
@@ -187,7 +196,9 @@ def _check(expected: dict[str, Tensor], found: dict[str, Tensor], tied: set[str]
             shapes = f"{tuple(found[name].shape)}, the configuration asks for {tuple(tensor.shape)}"
             raise ValueError(f"tensor {rename(name, reverse=True)} is {shapes}")
     if unexpected := sorted(set(found) - set(expected)):
-        raise ValueError(f"tensor {rename(unexpected[0], reverse=True)} is not part of the model ({len(unexpected)} such)")
+        raise ValueError(
+            f"tensor {rename(unexpected[0], reverse=True)} is not part of the model ({len(unexpected)} such)"
+        )
 
 
 def _placeholder(folder: Path) -> int:
@@ -196,6 +207,6 @@ def _placeholder(folder: Path) -> int:
     if not (folder / "tokenizer_config.json").exists():
         raise ValueError(f"{folder} has no tokenizer to look <im_patch> up in: give --volume-token-id")
     token_id = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<im_patch>")
-    if token_id is None:
+    if not isinstance(token_id, int):
         raise ValueError(f"the tokenizer in {folder} has no <im_patch>: give --volume-token-id")
     return token_id

@@ -26,7 +26,7 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block", "RefinerLayer", "AggregatorLayer"]
+    _no_split_modules = ["Block", "RefinerLayer", "AggregatorLayer"]  # noqa: RUF012
 
     def __init__(self, config: Mu2Config):
         super().__init__(config)
@@ -42,7 +42,6 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(module, Selection):
             std = self.config.selection_std
             nn.init.normal_(module.score.weight, std=std or 1 / math.sqrt(module.score.in_features))
-            nn.init.zeros_(module.score.bias)
         elif isinstance(module, Aggregator):
             nn.init.normal_(module.queries, std=self.config.query_std)
         elif isinstance(module, VisionTower):
@@ -100,13 +99,15 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, V) and, with `labels`, the mean cross-entropy of the labels that are not −100.
 
-        `visual_tokens` from `encode_volume` may stand in for `pixel_values`; with neither, text alone is read.
+        `visual_tokens` of `encode_volume` may stand in for `pixel_values`; with neither, text alone is read.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual_tokens is None and pixel_values is not None:
             if question_ids is None:
-                raise ValueError("pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question")
+                raise ValueError(
+                    "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
+                )
             visual_tokens = self.encode_volume(pixel_values, question_ids, question_mask)
         if visual_tokens is not None:
             inputs_embeds = self._place(inputs_embeds, input_ids, visual_tokens)
@@ -122,29 +123,26 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         rows, columns = visual_tokens.shape[:2]
         if len(input_ids) != rows or not bool((places.sum(dim=1) == columns).all()):
             raise ValueError(
-                f"input_ids hold {places.sum(dim=1).tolist()} placeholders (token {self.config.image_token_id}) a row, "
+                f"input_ids hold {places.sum(dim=1).tolist()} placeholders "
+                f"(token {self.config.image_token_id}) a row, "
                 f"but there are {columns} visual tokens for {rows} volumes"
             )
         return inputs_embeds.masked_scatter(places[..., None], visual_tokens.to(inputs_embeds.dtype))
 
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As transformers' `generate`: prompt and new tokens. A volume is encoded once, however many sequences."""
+        """As transformers' `generate`: prompt and new tokens. A volume is encoded once for all sequences."""
         pixel_values = kwargs.pop("pixel_values", None)
         question_ids, question_mask = kwargs.pop("question_ids", None), kwargs.pop("question_mask", None)
         if kwargs.get("visual_tokens") is None and pixel_values is not None:
             with torch.no_grad():
                 kwargs["visual_tokens"] = self.encode_volume(pixel_values, question_ids, question_mask)
-        return super().generate(input_ids, **kwargs)
+        return super().generate(input_ids, **kwargs)  # type: ignore[misc]
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, visual_tokens: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        # Later steps read the visual tokens from the cache; without one the whole sequence is read again.
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs["visual_tokens"] = visual_tokens
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Later steps read the visual tokens from the cache; without one the whole sequence is read again."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration"):
+            inputs.pop("visual_tokens", None)
         return inputs
 
 

@@ -5,7 +5,7 @@ It is saved beside the model, so that training, evaluation and serving prepare a
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Mu2Processor(ProcessorMixin):
         self,
         tokenizer: PreTrainedTokenizerBase,
         num_query_tokens: int = 256,
-        mode: str = "published",
+        mode: Literal["published", "hu"] = "published",
         size: int = 256,
         depth: int = 256,
         frame_slices: int = 32,
@@ -60,7 +60,9 @@ class Mu2Processor(ProcessorMixin):
             ("placeholder id", self.image_token_id, config.image_token_id),
         ):
             if mine != model:
-                raise ValueError(f"{name}: the processor says {mine}, the model {model}; use the pair saved together")
+                raise ValueError(
+                    f"{name}: the processor says {mine}, the model {model}; use the pair saved together"
+                )
 
     def frames(self, volume: str | Path | Volume) -> np.ndarray:
         """A volume's frames, float32 (T, K, S, S) in [0, 1]."""
@@ -74,7 +76,7 @@ class Mu2Processor(ProcessorMixin):
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
-        """Tensors for a batch: `input_ids`, `attention_mask`, `question_ids`, `question_mask`, `pixel_values`.
+        """A batch: `input_ids`, `attention_mask`, `question_ids`, `question_mask`, `pixel_values`.
 
         With `answers` the rows hold prompt and answer, padded on the right, and `labels` are −100 everywhere
         but on the answer and its end token. Without, the rows are prompts to generate from, padded on the
@@ -91,7 +93,7 @@ class Mu2Processor(ProcessorMixin):
         if answers is None:
             batch["input_ids"], batch["attention_mask"] = self._pad(prompts, left=True)
         else:
-            ends = [self._encode(answer) + [self.tokenizer.eos_token_id] for answer in answers]
+            ends = [[*self._encode(answer), self.tokenizer.eos_token_id] for answer in answers]
             rows = [prompt + end for prompt, end in zip(prompts, ends, strict=True)]
             longest = max(map(len, rows))
             if longest > self.max_length:
@@ -116,7 +118,7 @@ class Mu2Processor(ProcessorMixin):
     def _prompt(self, question: list[int]) -> list[int]:
         """As published: begin-of-text, placeholders, question."""
         begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        return begin + [self.image_token_id] * self.num_query_tokens + question
+        return [*begin, *[self.image_token_id] * self.num_query_tokens, *question]
 
     def _pad(self, rows: list[list[int]], left: bool = False) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows))

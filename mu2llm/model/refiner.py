@@ -48,14 +48,14 @@ class Selection(nn.Module):
     """k tokens out of all frames' tokens: (B, M, D) → (B, k, D).
 
     soft (DTS): token r is Σ_i softmax_i(w_r · x_i) x_i, which is attention with the score weights as
-    queries; the score's bias cancels in the softmax. hard: the k tokens of highest score.
+    queries. hard: the k tokens of highest score. The published scores' bias has no influence on either.
     """
 
     def __init__(self, width: int, count: int, kind: str):
         super().__init__()
         self.kind = kind
         self.count = count
-        self.score = nn.Linear(width, count if kind == "soft" else 1)
+        self.score = nn.Linear(width, count if kind == "soft" else 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "soft":
@@ -63,13 +63,15 @@ class Selection(nn.Module):
             return F.scaled_dot_product_attention(queries, x, x, scale=1.0)
         scores = self.score(x).squeeze(-1)
         if self.count > x.shape[1]:
-            raise ValueError(f"num_selected_tokens={self.count} tokens cannot be selected out of {x.shape[1]}: lower it")
+            raise ValueError(
+                f"num_selected_tokens={self.count} tokens cannot be selected out of {x.shape[1]}: lower it"
+            )
         chosen = scores.topk(self.count, dim=1).indices
         return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))
 
 
 class Pooling(nn.Module):
-    """Averages of 1, 2 and 4 neighbouring tokens, side by side; dynamic (DMTP) weighs each scale by a gate."""
+    """Averages of 1, 2 and 4 neighbouring tokens, side by side; dynamic (DMTP) weighs them by a gate."""
 
     def __init__(self, width: int, kind: str):
         super().__init__()

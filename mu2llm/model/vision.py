@@ -1,4 +1,4 @@
-"""The vision tower: the 3D ViT of M3D-CLIP (arXiv 2404.00578), and the spatial-pooling projector behind it."""
+"""The vision tower: the 3D ViT of M3D-CLIP (arXiv 2404.00578), and the projector behind it."""
 
 import torch
 import torch.nn.functional as F

@@ -102,7 +102,7 @@ def run(trainer: Trainer, config: TrainConfig, processor: Mu2Processor) -> bool:
     weights = sorted(Path(config.model).glob("*.safetensors"))
     settings |= {
         "processes": trainer.args.world_size,
-        "data_sha256": digest(config.data),
+        "data_sha256": digest(config.data or config.studies),
         "model_sha256": {path.name: digest(path) for path in weights},
     }
     checkpoints = Checkpoints(settings)
@@ -146,6 +146,8 @@ def _save_model(trainer: Trainer, processor: Mu2Processor, folder: Path) -> None
             Mu2ForConditionalGeneration  # DPO trains a subclass; the folder names the model proper
         )
         model.config.use_cache = True
+        # Vision pre-training's heads read labels; they are no part of the model.
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
         for tied in model.all_tied_weights_keys:  # one tensor under two names; DeepSpeed hands out two copies
             weights.pop(tied, None)
         model.save_pretrained(temporary, state_dict=weights)

@@ -16,7 +16,7 @@ LOBES = {"right": ("upper", "middle", "lower"), "left": ("upper", "lower")}
 
 @dataclass(frozen=True)
 class PhantomPreset:
-    """How hard a set of phantoms is. Ranges are drawn from evenly; probabilities are per patient (and side)."""
+    """How hard a set of phantoms is. Ranges are drawn from evenly, probabilities are per patient."""
 
     grid: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -29,23 +29,24 @@ class PhantomPreset:
     emphysema_drop: float  # HU below normal lung
     effusion_share: dict[str, float]  # share of the lung's height that each amount fills
     heart_ratio: tuple[float, float]  # size of normal and of enlarged hearts, relative
+    scatter: float  # how far small lesions lie from the middle of their place, in shares of the organ's radii
     prevalence: float  # of each finding, per side where sides are told apart
 
 
 PRESETS = {
-    # Conspicuous findings in coarse voxels: a two-core machine learns them in minutes.
+    # Conspicuous findings at much the same place in coarse voxels: two cores learn them in minutes.
     "demo": PhantomPreset(
-        grid=(64, 64, 64), spacing=(6.25, 6.25, 7.5), noise=15.0,
-        nodule_mm=(26, 48), calculus_mm=(18, 26), lesion_mm=(44, 72), lesion_contrast=95.0, plaque_mm=7.0,
-        emphysema_drop=110.0, effusion_share={"small": 0.25, "moderate": 0.45, "large": 0.7},
-        heart_ratio=(0.95, 1.38), prevalence=0.24,
+        grid=(64, 64, 64), spacing=(5.8, 5.8, 6.8), noise=15.0,
+        nodule_mm=(22, 30), calculus_mm=(18, 26), lesion_mm=(44, 72), lesion_contrast=95.0, plaque_mm=7.0,
+        emphysema_drop=110.0, effusion_share={"small": 0.2, "moderate": 0.35, "large": 0.55},
+        heart_ratio=(0.95, 1.38), scatter=0.2, prevalence=0.24,
     ),
-    # Sizes and contrasts as radiologists meet them, in 3.1 × 3.1 × 5 mm voxels.
+    # Sizes, contrasts and places as radiologists meet them, in 3.1 × 3.1 × 5 mm voxels.
     "full": PhantomPreset(
         grid=(128, 128, 96), spacing=(3.125, 3.125, 5.0), noise=25.0,
         nodule_mm=(6, 30), calculus_mm=(4, 12), lesion_mm=(10, 45), lesion_contrast=45.0, plaque_mm=3.0,
         emphysema_drop=70.0, effusion_share={"small": 0.12, "moderate": 0.3, "large": 0.6},
-        heart_ratio=(1.0, 1.25), prevalence=0.15,
+        heart_ratio=(1.0, 1.25), scatter=0.7, prevalence=0.15,
     ),
 }  # fmt: skip
 
@@ -133,7 +134,7 @@ class _Body:
         return value * self.rng.uniform(1 - share, 1 + share)
 
     def _trunk(self) -> None:
-        outline = (self.x / self._jitter(178)) ** 2 + (self.y / self._jitter(125)) ** 2 + 0 * self.z
+        outline = (self.x / self._jitter(178)) ** 2 + (self.y / self._jitter(138)) ** 2 + 0 * self.z
         fat = self._jitter(-95)
         self.hu[outline < 1] = fat
         self.hu[outline < 0.86] = self._jitter(50)  # muscle
@@ -153,15 +154,15 @@ class _Body:
                 self._emphysema(lung, centre, radii, air)
             if side in found.consolidation:
                 self._consolidation(lung, centre, radii, found.consolidation[side])
-            if side in found.nodule:
-                self._nodule(centre, radii, found.nodule[side])
             if side in found.effusion:
                 self._effusion(lung, centre, radii, found.effusion[side])
+            if side in found.nodule:
+                self._nodule(centre, radii, found.nodule[side])
 
     def _emphysema(self, lung: np.ndarray, centre: tuple, radii: tuple, air: float) -> None:
         self.hu[lung] = air - self.preset.emphysema_drop
-        for _ in range(6):  # bullae, towards the top
-            where = self._inside(centre, radii, low=0.1, reach=0.75)
+        for _ in range(6):  # bullae
+            where = self._near(centre, radii, 0.7)
             bulla = self._ellipsoid(where, (self._jitter(17, 0.3),) * 3) < 1
             self.hu[bulla & lung] = -1000
 
@@ -174,7 +175,8 @@ class _Body:
         self.hu[lung & (ragged < 1)] = self._jitter(25, 0.4)
 
     def _nodule(self, centre: tuple, radii: tuple, diameter: float) -> None:
-        where = self._inside(centre, radii, low=-0.3, reach=0.6)
+        front = (centre[0], centre[1] + 0.3 * radii[1], centre[2] + 0.15 * radii[2])
+        where = self._near(front, radii, self.preset.scatter)
         self.hu[self._ellipsoid(where, (diameter / 2 / self.scale,) * 3) < 1] = self._jitter(60, 0.3)
 
     def _effusion(self, lung: np.ndarray, centre: tuple, radii: tuple, amount: str) -> None:
@@ -197,7 +199,7 @@ class _Body:
         self.hu[liver] = density
         if lesion:
             diameter = self.rng.uniform(*self.preset.lesion_mm)
-            where = self._inside(centre, radii, low=-1.0, reach=0.5)
+            where = self._near(centre, radii, self.preset.scatter)
             change = self.preset.lesion_contrast * (1 if lesion == "hyperdense" else -1)
             self.hu[liver & (self._ellipsoid(where, (diameter / 2 / self.scale,) * 3) < 1)] = density + change
 
@@ -207,7 +209,7 @@ class _Body:
             radii = (self._jitter(31), self._jitter(31), self._jitter(56))
             self.hu[self._ellipsoid(centre, radii) < 1] = self._jitter(55, 0.15)
             if side in calculus:
-                where = self._inside(centre, radii, low=-1.0, reach=0.45)
+                where = self._near(centre, radii, 0.6 * self.preset.scatter)
                 stone = self._ellipsoid(where, (calculus[side] / 2 / self.scale,) * 3) < 1
                 self.hu[stone] = self._jitter(1100, 0.15)
 
@@ -228,10 +230,9 @@ class _Body:
             )
             self.hu[wall & (patches > -0.5)] = self._jitter(800, 0.15)
 
-    def _inside(self, centre: tuple, radii: tuple, low: float, reach: float) -> tuple[float, float, float]:
-        """A point at random within `reach` of the organ's radii, not below `low` of its height."""
-        while True:
-            point = self.rng.uniform(-1, 1, 3)
-            if np.square(point).sum() < 1 and point[2] * reach >= low * reach:
-                x, y, z = np.asarray(centre) + reach * point * np.asarray(radii)
-                return float(x), float(y), float(z)
+    def _near(self, centre: tuple, radii: tuple, reach: float) -> tuple[float, float, float]:
+        """A point at random within `reach` of an organ's radii from `centre`, evenly."""
+        point = self.rng.normal(size=3)
+        point *= self.rng.random() ** (1 / 3) / np.linalg.norm(point)
+        x, y, z = np.asarray(centre) + reach * point * np.asarray(radii)
+        return float(x), float(y), float(z)
