@@ -33,11 +33,24 @@ def parser() -> Parser:
     return top
 
 
+def parse(words: list[str]) -> argparse.Namespace:
+    """The arguments. argparse takes a verb's `key=value` words in one place only; users write them anywhere."""
+    top = parser()
+    args, rest = top.parse_known_args(words)
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(settings) < len(rest) or (settings and not hasattr(args, "overrides")):
+        strange = next((word for word in rest if word not in settings), rest[0])
+        top.error(f"unknown argument {strange!r}")
+    if settings:
+        args.overrides = [*args.overrides, *settings]
+    return args
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs `mu2`; returns the exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
-    args = parser().parse_args([word for word in words if word != "--debug"])
+    args = parse([word for word in words if word != "--debug"])
     if debug:
         os.environ["MU2_DEBUG"] = "1"  # for the processes of pipeline steps
     try:
