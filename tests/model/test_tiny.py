@@ -1,0 +1,115 @@
+"""A model from nothing: its repairs of the reference code, its processor, its saved form."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+from mu2llm.model.tiny import build_tiny
+
+TEXTS = ["The lungs are clear. No pleural effusion.", "Cardiomegaly.", "Write the report of this CT."]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    torch.manual_seed(0)
+    model, processor = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
+    return model.eval(), processor
+
+
+def frames(count, seed=0):
+    return np.random.default_rng(seed).random((count, 2, 16, 32, 32)).astype(np.float32)
+
+
+@torch.no_grad()
+def test_padding_of_the_question_has_no_influence(pair):
+    model, processor = pair
+    batch = processor(list(frames(1)), ["Is there cardiomegaly?"])
+    alone = model.encode_volume(batch["pixel_values"], batch["question_ids"], batch["question_mask"])
+    for extra in (1, 7, 300):
+        padding = torch.zeros(1, extra, dtype=torch.long)
+        ids = torch.cat([batch["question_ids"], padding], 1)
+        mask = torch.cat([batch["question_mask"], padding], 1)
+        assert (model.encode_volume(batch["pixel_values"], ids, mask) - alone).abs().max() < 1e-6
+
+
+@torch.no_grad()
+def test_another_study_in_the_batch_has_no_influence(pair):
+    model, processor = pair
+    two = processor(list(frames(2)), ["Is there cardiomegaly?", "Write the report of this CT."])
+    both = model.encode_volume(two["pixel_values"], two["question_ids"], two["question_mask"])
+    one = processor(list(frames(2)[:1]), ["Is there cardiomegaly?"])
+    alone = model.encode_volume(one["pixel_values"], one["question_ids"], one["question_mask"])
+    assert (both[:1] - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_number_of_frames_is_read(pair, count):
+    model, processor = pair
+    question = processor(None, ["Cardiomegaly?"])["question_ids"]
+    visual = model.encode_volume(torch.rand(1, count, 16, 32, 32), question)
+    assert visual.shape == (1, 8, 32)
+
+
+def test_gradients_reach_every_parameter(pair):
+    model, processor = pair
+    batch = processor(list(frames(2)), TEXTS[:2], ["Cardiomegaly.", "The lungs are clear."])
+    model(**batch).loss.backward()
+    unreached = [name for name, p in model.named_parameters() if p.grad is None]
+    model.zero_grad()
+    assert not unreached
+
+
+def test_batched_prompts_give_the_same_tokens_as_one_by_one(pair):
+    model, processor = pair
+    questions = ["Cardiomegaly?", "Write the report of this CT."]
+    batch = processor(list(frames(2)), questions)
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    together = model.generate(**batch, **settings)[:, batch["input_ids"].shape[1] :]
+    for row, question in enumerate(questions):
+        one = processor([frames(2)[row]], [question])
+        alone = model.generate(**one, **settings)[:, one["input_ids"].shape[1] :]
+        assert processor.decode(alone[0]) == processor.decode(together[row])
+
+
+def test_saved_and_loaded_is_the_same(pair, tmp_path):
+    model, processor = pair
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = Mu2ForConditionalGeneration.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    loaded = Mu2Processor.from_pretrained(tmp_path)
+    loaded.check(again.config)
+    assert (loaded.size, loaded.mode, loaded.num_query_tokens) == (32, "hu", 8)
+    code = (
+        "import sys, mu2llm.model; from transformers import AutoModelForCausalLM, AutoProcessor;"
+        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__,"
+        "type(AutoProcessor.from_pretrained(sys.argv[1])).__name__)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["Mu2ForConditionalGeneration", "Mu2Processor"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, p: p(list(frames(2)), ["one?"]), "2 frames came with 1 questions"),
+        (lambda m, p: p(None, [" "]), "question 0 of the batch is empty"),
+        (lambda m, p: p(None, ["a"], ["word " * 2000]), "max_length"),
+        (lambda m, p: m.encode_frames(torch.rand(1, 2, 16, 16, 16)), "prepare volumes with the processor"),
+        (lambda m, p: m.encode_frames(torch.rand(2, 16, 32, 32)), "frames, slices, rows, columns"),
+        (
+            lambda m, p: m(input_ids=torch.tensor([[1, 3, 5]]), visual_tokens=torch.rand(1, 8, 32)),
+            "placeholders",
+        ),
+    ],
+)
+def test_mistakes_are_named(pair, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*pair)
