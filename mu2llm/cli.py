@@ -34,7 +34,7 @@ def parser() -> Parser:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """The arguments. argparse takes a verb's `key=value` words in one place only; users write them anywhere."""
+    """The arguments. argparse takes a verb's `key=value` words in one place only; users do not."""
     top = parser()
     args, rest = top.parse_known_args(words)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
