@@ -124,8 +124,10 @@ def _nothing_left(root: Path, out: Path, rejects: list[dict[str, Any]]) -> str:
     if not rejects:
         return f"{root}/reports.csv has no rows; write one row for each CT"
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
+    example = next(reject["volume"] for reject in rejects if reject["reason"] == reason)
     return (
-        f"none of {len(rejects)} rows can be used; {count} times: {reason} (all reasons: {out}/rejects.jsonl)"
+        f"none of {len(rejects)} rows can be used; {count} times, as for {example}: {reason} "
+        f"(all reasons: {out}/rejects.jsonl)"
     )
 
 
