@@ -73,8 +73,8 @@ def build_tiny(
             num_hidden_layers=vision_layers,
             num_attention_heads=4,
             intermediate_size=4 * width,
-            image_mean=0.28,
-            image_std=0.28,
+            image_mean=0.17,
+            image_std=0.18,
         ),
         text_config={
             "model_type": "llama",

@@ -108,7 +108,9 @@ def test_folder_without_cts(tmp_path):
 def test_nothing_left_says_the_commonest_reason(tmp_path):
     dataset(tmp_path / "set", 3)
     reports(tmp_path / "set", [f'ct{i}.nii.gz,""' for i in range(3)])
-    with pytest.raises(ValueError, match="none of 3 rows can be used; 3 times, as for .*: the report is empty"):
+    with pytest.raises(
+        ValueError, match=r"none of 3 rows can be used; 3 times, as for .*: the report is empty"
+    ):
         ingest("folder", tmp_path / "set", tmp_path / "out")
     reports(tmp_path / "set", [])
     with pytest.raises(ValueError, match="has no rows"):
