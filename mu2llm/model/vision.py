@@ -43,7 +43,8 @@ class VisionTower(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, frames: Tensor) -> Tensor:
+    def patches(self, frames: Tensor) -> Tensor:
+        """Frames (B, K, H, W), centred, cut into flattened patches (B, N, voxels)."""
         if tuple(frames.shape[1:]) != self.config.image_size:
             raise ValueError(
                 f"a frame is {tuple(frames.shape[1:])} (slices, rows, columns), the model reads "
@@ -51,8 +52,11 @@ class VisionTower(nn.Module):
             )
         frames = (frames - self.config.image_mean) / self.config.image_std
         (gz, gy, gx), (pz, py, px) = self.config.grid, self.config.patch_size
-        patches = frames.reshape(-1, gz, pz, gy, py, gx, px).permute(0, 1, 3, 5, 2, 4, 6)
-        x = self.patch_embedding(patches.reshape(-1, gz * gy * gx, pz * py * px)) + self.position_embeddings
+        cut = frames.reshape(-1, gz, pz, gy, py, gx, px).permute(0, 1, 3, 5, 2, 4, 6)
+        return cut.reshape(-1, gz * gy * gx, pz * py * px)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = self.patch_embedding(self.patches(frames)) + self.position_embeddings
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)

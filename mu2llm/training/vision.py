@@ -118,12 +118,8 @@ def whiten(model: SeeingModel, frames: FrameCache, studies: list[Study], scale: 
     Fine detail, in which small findings live, then starts as loud as the body's outline.
     """
     tower = model.vision_tower
-    (gz, gy, gx), (pz, py, px) = tower.config.grid, tower.config.patch_size
     sample = torch.stack([torch.from_numpy(frames[study.volume]) for study in studies[:200]])
-    centred = (sample.flatten(0, 1) - tower.config.image_mean) / tower.config.image_std
-    patches = (
-        centred.reshape(-1, gz, pz, gy, py, gx, px).permute(0, 1, 3, 5, 2, 4, 6).flatten(0, 3).flatten(1)
-    )
+    patches = tower.patches(sample.flatten(0, 1)).flatten(0, 1)
     mean = patches.mean(0)
     strength, directions = torch.linalg.eigh(torch.cov((patches - mean).T))
     count = min(tower.config.hidden_size, len(strength))
@@ -144,7 +140,6 @@ def train(config: TrainConfig) -> bool:
     model, processor = load_model(config, SeeingModel)
     frames = load_frames(config, {study.study_id: study for study in studies}, processor, args)
     model.language_model.requires_grad_(False)
-    model.aggregator.requires_grad_(True)
     model.add_heads(len(labels))
     whiten(model, frames, studies)
     question = processor(None, [REPORT_QUESTION])["question_ids"]
