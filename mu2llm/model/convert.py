@@ -7,17 +7,23 @@ say in its configuration (the ViT's width, depth, MLP size, the distance table) 
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mu2llm.model.configuration import Mu2Config, Mu2VisionConfig
 from mu2llm.model.modeling import Mu2ForConditionalGeneration
+from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
+from mu2llm.model.vision import VisionTower
 
 HEAD_WIDTH = 64  # of the published ViT
+FRAMES = 8  # of a published volume; the weights take any number
+TOWER = "model.vision_tower.vision_tower."
 
 # (published, ours), tried in order; everything else belongs to the decoder.
 NAMES = [
@@ -67,6 +73,24 @@ UNUSED_FILE = "published_unused.safetensors"
 CONFIG_FILE = "published_config.json"
 
 DECODERS = {"u2llama": "llama", "u2qwen3": "qwen3", "u2phi3": "phi3"}
+NEEDED = (
+    "image_size", "patch_size", "proj_pooling_size",
+    "u2t_num_layers", "u2t_num_heads", "u2t_top_k", "num_3d_query_token",
+)  # fmt: skip
+# What the published code can also build, with the same tensors, and we cannot.
+ONLY = {
+    "enable_u2tokenizer": True,
+    "use_multi_scale": True,
+    "enable_rpe": True,  # without, attention is over the wrong axis: a fault that we do not repeat
+    "mm_projector_type": "spp",
+    "proj_layer_type": "mlp",
+    "proj_layer_num": 2,
+    "proj_pooling_type": "spatial",
+    "vision_tower": "vit3d",
+    "vision_select_layer": -1,
+    "vision_select_feature": "patch",
+}
+TEXT_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "generation_config", "chat_")
 
 
 def rename(name: str, *, reverse: bool = False) -> str:
@@ -103,9 +127,14 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
 
 def translate_config(published: dict[str, Any], tensors: dict[str, Tensor], image_token_id: int) -> Mu2Config:
     """Our configuration of a published one; sizes that it leaves out come from our-named `tensors`."""
-    kind = published.get("model_type")
+    kind = str(published.get("model_type")).lower()  # the Qwen decoder's is published as u2Qwen3
     if kind not in DECODERS:
         raise ValueError(f"model_type {kind!r} is not a published μ²LLM; known are {', '.join(DECODERS)}")
+    if missing := [name for name in NEEDED if name not in published]:
+        raise ValueError(f"config.json says no {missing[0]}: it is not of a published μ²LLM")
+    for name, value in ONLY.items():
+        if published.get(name, value) != value:
+            raise ValueError(f"{name}={published[name]!r} in config.json: only {value!r} is converted")
     own = set(published) & {
         "mm_projector_type", "patch_size", "image_size", "image_channel", "vision_tower", "architectures",
         "auto_map", "model_type", "segmentation_module", "seg_token_id",
@@ -118,8 +147,9 @@ def translate_config(published: dict[str, Any], tensors: dict[str, Tensor], imag
     text = {k: v for k, v in published.items() if k not in own}
     width = tensors["vision_tower.norm.weight"].shape[0]
     depth = 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("vision_tower.blocks."))
-    relative = published.get("enable_rpe", False)
-    table = tensors.get("refiner.layers.0.spatial.relative_bias")
+    tables = {t.shape[0] for name, t in tensors.items() if name.endswith(".relative_bias")}
+    if len(tables) != 1:
+        raise ValueError(f"relative_bias tables have {sorted(tables)} rows: one length is expected")
     return Mu2Config(
         vision_config=Mu2VisionConfig(
             image_size=tuple(published["image_size"]),
@@ -136,39 +166,58 @@ def translate_config(published: dict[str, Any], tensors: dict[str, Tensor], imag
         num_heads=published["u2t_num_heads"],
         num_selected_tokens=published["u2t_top_k"],
         num_query_tokens=published["num_3d_query_token"],
-        position="relative" if relative else "none",
+        position="relative",
         selection="soft" if published.get("enable_diffts") else "hard",
         pooling="dynamic" if published.get("enable_dmtp") else "static",
-        max_distance=(table.shape[0] + 1) // 2 if table is not None else 512,
+        max_distance=(tables.pop() + 1) // 2,
         image_token_id=image_token_id,
     )
 
 
 def convert(source: str | Path, target: str | Path, *, image_token_id: int | None = None) -> None:
-    """Reads a published checkpoint folder and writes ours.
+    """Reads a published checkpoint folder and writes ours; where it has a tokenizer, a processor as well.
 
     `image_token_id` is the placeholder's id; by default the tokenizer's `<im_patch>`. A missing, unexpected
     or mis-shaped tensor raises `ValueError` with its name.
     """
     source, target = Path(source), Path(target)
-    published = json.loads((source / "config.json").read_text())
+    published = read_config(source)
     tensors = {rename(name): tensor for name, tensor in read_tensors(source).items()}
     unused = {name: tensors.pop(name) for name in list(tensors) if UNUSED.match(name)}
-    config = translate_config(published, tensors, image_token_id or _placeholder(source))
+    tokenizer = _tokenizer(source)
+    if image_token_id is None:
+        image_token_id = _placeholder(source, tokenizer)
+    config = translate_config(published, tensors, image_token_id)
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
-    expected = model.state_dict()
-    tied = set(model.all_tied_weights_keys)
-    _check(expected, tensors, tied)
-    for name in tied & set(expected) - set(tensors):
-        expected.pop(name)
+    check_tensors(model.state_dict(), tensors, model.all_tied_weights_keys)
     target.mkdir(parents=True, exist_ok=True)
     config.architectures = ["Mu2ForConditionalGeneration"]
     config.dtype = tensors["projector.fc1.weight"].dtype
     config.save_pretrained(target)
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    save_file(unused, target / UNUSED_FILE)
+    _save(tensors, target / "model.safetensors")
+    _save(unused, target / UNUSED_FILE)
     shutil.copy(source / "config.json", target / CONFIG_FILE)
+    _copy_texts(source, target)
+    if tokenizer:
+        slices, size, _ = config.vision_config.image_size
+        Mu2Processor(
+            tokenizer,
+            num_query_tokens=config.num_query_tokens,
+            size=size,
+            frame_slices=slices,
+            depth=FRAMES * slices,
+        ).save_pretrained(target)
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes safetensors. Tied tensors of a .bin share their memory, which the format does not take."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in tensors.items():
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor.contiguous()
+        seen.add(tensor.data_ptr())
+    save_file(own, path, metadata={"format": "pt"})
 
 
 def revert(source: str | Path, target: str | Path) -> None:
@@ -182,11 +231,23 @@ def revert(source: str | Path, target: str | Path) -> None:
     tensors = read_tensors(source) | load_file(source / UNUSED_FILE)
     target.mkdir(parents=True, exist_ok=True)
     renamed = {rename(name, reverse=True): tensor for name, tensor in tensors.items()}
-    save_file(renamed, target / "model.safetensors", metadata={"format": "pt"})
+    _save(renamed, target / "model.safetensors")
     shutil.copy(source / CONFIG_FILE, target / "config.json")
+    _copy_texts(source, target)
 
 
-def _check(expected: dict[str, Tensor], found: dict[str, Tensor], tied: set[str]) -> None:
+def _copy_texts(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if file.name.startswith(TEXT_FILES):
+            shutil.copy(file, target)
+
+
+def check_tensors(
+    expected: dict[str, Tensor], found: dict[str, Tensor], tied: dict[str, str] | None = None
+) -> None:
+    """Raises `ValueError` with the published name of the first tensor that is missing, unexpected or
+    mis-shaped. `tied` maps a tensor that may be left out to the one it equals."""
+    tied = tied or {}
     for name, tensor in expected.items():
         if name not in found:
             if name in tied:
@@ -195,18 +256,53 @@ def _check(expected: dict[str, Tensor], found: dict[str, Tensor], tied: set[str]
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)}, the configuration asks for {tuple(tensor.shape)}"
             raise ValueError(f"tensor {rename(name, reverse=True)} is {shapes}")
+        if name in tied and not torch.equal(found[name], found[tied[name]]):
+            raise ValueError(
+                f"tensor {rename(name, reverse=True)} differs from {rename(tied[name], reverse=True)}, "
+                "but the configuration ties them: set tie_word_embeddings to false in config.json"
+            )
     if unexpected := sorted(set(found) - set(expected)):
         raise ValueError(
             f"tensor {rename(unexpected[0], reverse=True)} is not part of the model ({len(unexpected)} such)"
         )
 
 
-def _placeholder(folder: Path) -> int:
-    from transformers import AutoTokenizer
+def load_vision_tower(tower: VisionTower, path: str | Path) -> None:
+    """Fills the tower with M3D-CLIP's ViT (`pretrained_ViT.bin` with MONAI's ViT keys, or safetensors).
 
+    Raises `ValueError` for a tensor that is missing, unexpected or mis-shaped: no part of the tower stays
+    random unseen.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no vision weights at {path}: expected M3D-CLIP's pretrained_ViT.bin")
+    read = load_file if path.suffix == ".safetensors" else _load_bin
+    tensors = {rename(TOWER + name): tensor for name, tensor in read(path).items()}
+    ours = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+    check_tensors(ours, tensors)
+    tower.load_state_dict({name.removeprefix("vision_tower."): tensor for name, tensor in tensors.items()})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint folder's config.json."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: give the folder of a checkpoint")
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, read apart from its config.json, which asks for code of its own to be run."""
     if not (folder / "tokenizer_config.json").exists():
-        raise ValueError(f"{folder} has no tokenizer to look <im_patch> up in: give --volume-token-id")
-    token_id = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<im_patch>")
-    if not isinstance(token_id, int):
-        raise ValueError(f"the tokenizer in {folder} has no <im_patch>: give --volume-token-id")
-    return token_id
+        return None
+    with tempfile.TemporaryDirectory() as texts:
+        _copy_texts(folder, Path(texts))
+        return AutoTokenizer.from_pretrained(texts, trust_remote_code=False)
+
+
+def _placeholder(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> int:
+    if tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer to look {PLACEHOLDER} up in: give --volume-token-id")
+    vocabulary = tokenizer.get_vocab()
+    if PLACEHOLDER not in vocabulary:
+        raise ValueError(f"the tokenizer in {folder} has no {PLACEHOLDER}: give --volume-token-id")
+    return vocabulary[PLACEHOLDER]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mu2llm.model.aggregator import Aggregator
@@ -146,4 +146,5 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return inputs
 
 
-AutoModelForCausalLM.register(Mu2Config, Mu2ForConditionalGeneration)
+for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    auto.register(Mu2Config, Mu2ForConditionalGeneration)

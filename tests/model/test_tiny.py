@@ -85,15 +85,28 @@ def test_saved_and_loaded_is_the_same(pair, tmp_path):
     loaded = Mu2Processor.from_pretrained(tmp_path)
     loaded.check(again.config)
     assert (loaded.size, loaded.mode, loaded.num_query_tokens) == (32, "hu", 8)
+
+
+@pytest.mark.parametrize("imports", ["import mu2llm, transformers", "import transformers, mu2llm"])
+def test_auto_classes_know_the_model_in_a_fresh_process(pair, tmp_path, imports):
+    for part in pair:
+        part.save_pretrained(tmp_path)
     code = (
-        "import sys, mu2llm.model; from transformers import AutoModelForCausalLM, AutoProcessor;"
-        "print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__,"
-        "type(AutoProcessor.from_pretrained(sys.argv[1])).__name__)"
+        f"import sys; {imports}; from transformers import *;"
+        "print(*(type(kind.from_pretrained(sys.argv[1])).__name__"
+        " for kind in (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor)))"
     )
     out = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert out.stdout.split() == ["Mu2ForConditionalGeneration", "Mu2Processor"]
+    model = "Mu2ForConditionalGeneration"
+    assert out.stdout.split() == ["Mu2Config", model, model, "Mu2Processor"]
+
+
+def test_importing_the_library_is_cheap():
+    code = "import mu2llm, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize(
