@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,10 +17,8 @@ from mu2llm.volume import prepare_frames
 class FrameSettings(Protocol):
     """What of a processor decides how frames look."""
 
-    mode: Literal["published", "hu"]
-    size: int
-    depth: int
-    frame_slices: int
+    @property
+    def preparation(self) -> dict[str, Any]: ...
 
 
 class FrameCache:
@@ -35,9 +33,7 @@ class FrameCache:
         paths = sorted(set(volumes))
         if not paths:
             raise ValueError("no volumes to prepare: the studies file is empty")
-        prepare: dict[str, Any] = {
-            name: getattr(settings, name) for name in ("mode", "size", "depth", "frame_slices")
-        }
+        prepare = settings.preparation
         stamps = [(path, (stat := Path(path).stat()).st_size, stat.st_mtime_ns) for path in paths]
         digest = hashlib.sha256(json.dumps([prepare, stamps]).encode()).hexdigest()[:16]
         self.path = Path(folder) / f"frames-{digest}.npy"

@@ -5,7 +5,7 @@ It is saved beside the model, so that training, evaluation and serving prepare a
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from mu2llm.model.configuration import Mu2Config
-from mu2llm.volume import Volume, prepare_frames
+from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, prepare_frames
+from mu2llm.volume.frames import Window
 
 PLACEHOLDER = "<im_patch>"
 
@@ -24,7 +25,7 @@ class Mu2Processor(ProcessorMixin):
     Args:
         tokenizer: the decoder's tokenizer; needs the placeholder `<im_patch>` and an end-of-text token.
         num_query_tokens: visual tokens a volume becomes, so placeholders in a prompt.
-        mode, size, depth, frame_slices: as in `mu2llm.volume.prepare_frames`.
+        mode, size, depth, frame_slices, window: as in `mu2llm.volume.prepare_frames`.
         max_length: a sample longer than this many tokens, visual ones included, is an error.
     """
 
@@ -36,6 +37,7 @@ class Mu2Processor(ProcessorMixin):
         size: int = 256,
         depth: int = 256,
         frame_slices: int = 32,
+        window: Window = SOFT_LUNG_WINDOW,
         max_length: int = 1024,
     ):
         super().__init__(tokenizer)
@@ -46,6 +48,7 @@ class Mu2Processor(ProcessorMixin):
         self.size = size
         self.depth = depth
         self.frame_slices = frame_slices
+        self.window = [list(knot) for knot in window]  # as JSON gives it back
         self.max_length = max_length
 
     @property
@@ -66,28 +69,38 @@ class Mu2Processor(ProcessorMixin):
 
     def frames(self, volume: str | Path | Volume) -> np.ndarray:
         """A volume's frames, float32 (T, K, S, S) in [0, 1]."""
-        return prepare_frames(
-            volume, mode=self.mode, size=self.size, depth=self.depth, frame_slices=self.frame_slices
-        )
+        return prepare_frames(volume, **self.preparation)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """All that decides how frames look: the settings of `mu2llm.volume.prepare_frames`."""
+        return {name: getattr(self, name) for name in ("mode", "size", "depth", "frame_slices", "window")}
 
     def __call__(  # type: ignore[override]
         self,
-        frames: Sequence[np.ndarray | Tensor] | None,
+        volumes: Sequence[str | Path | Volume | np.ndarray | Tensor] | None,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
     ) -> dict[str, Tensor]:
         """A batch: `input_ids`, `attention_mask`, `question_ids`, `question_mask`, `pixel_values`.
 
-        With `answers` the rows hold prompt and answer, padded on the right, and `labels` are −100 everywhere
-        but on the answer and its end token. Without, the rows are prompts to generate from, padded on the
-        left. `frames=None` leaves `pixel_values` out, for callers that keep visual tokens.
+        A volume is a path (NIfTI file, DICOM folder or zip), a `Volume`, or frames that are prepared already,
+        (T, K, S, S) in [0, 1]. With `answers` the rows hold prompt and answer, padded on the right, and
+        `labels` are −100 everywhere but on the answer and its end token. Without, the rows are prompts to
+        generate from, padded on the left. `volumes=None` leaves `pixel_values` out, for callers that keep
+        visual tokens.
+
+        Raises `ValueError` that names the row and what is wrong with it.
         """
-        for name, values in (("frames", frames), ("answers", answers)):
+        for name, values in (("volumes", volumes), ("answers", answers)):
             if values is not None and len(values) != len(questions):
                 raise ValueError(f"{len(values)} {name} came with {len(questions)} questions")
         question_ids = [self._encode(question) for question in questions]
-        if empty := [i for i, ids in enumerate(question_ids) if not ids]:
-            raise ValueError(f"question {empty[0]} of the batch is empty")
+        for i, ids in enumerate(question_ids):
+            if not ids:
+                raise ValueError(f"question {i} of the batch is empty")
+            if self.image_token_id in ids:
+                raise ValueError(f"question {i} holds the placeholder {PLACEHOLDER}, which only volumes take")
         prompts = [self._prompt(ids) for ids in question_ids]
         batch: dict[str, Tensor] = {}
         if answers is None:
@@ -104,9 +117,36 @@ class Mu2Processor(ProcessorMixin):
                 labels[row, len(prompt) : len(prompt) + len(end)] = torch.tensor(end)
             batch["labels"] = labels
         batch["question_ids"], batch["question_mask"] = self._pad(question_ids)
-        if frames is not None:
-            batch["pixel_values"] = torch.stack([torch.as_tensor(f) for f in frames]).float()
+        if volumes is not None:
+            frames = [self._checked(row, volume) for row, volume in enumerate(volumes)]
+            if len(counts := {len(f) for f in frames}) > 1:
+                raise ValueError(f"volumes of {sorted(counts)} frames do not fit into one batch")
+            batch["pixel_values"] = torch.stack(frames)
         return batch
+
+    def _checked(self, row: int, volume: str | Path | Volume | np.ndarray | Tensor) -> Tensor:
+        """A volume's frames, float32 (T, K, S, S)."""
+        if isinstance(volume, str | Path | Volume):
+            return torch.from_numpy(self.frames(volume))
+        frames = torch.as_tensor(volume).float()
+        wanted = (self.frame_slices, self.size, self.size)
+        if frames.ndim != 4 or not len(frames):
+            raise ValueError(
+                f"volume {row} has shape {tuple(frames.shape)}: frames are (T, K, S, S); "
+                "give a path or a Volume to have them made"
+            )
+        if tuple(frames.shape[1:]) != wanted:
+            raise ValueError(
+                f"volume {row} has frames of {tuple(frames.shape[1:])} (slices, rows, columns), "
+                f"this model reads {wanted}"
+            )
+        low, high = (float(value) for value in torch.aminmax(frames))  # NaN goes through both
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"volume {row} holds values from {low:g} to {high:g}: frames lie in [0, 1]; "
+                "give a path or a Volume in HU to have them made"
+            )
+        return frames
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The text of new tokens, without special tokens."""

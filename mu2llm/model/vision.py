@@ -77,7 +77,10 @@ class Projector(nn.Module):
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.pooling_size > 1:
-            grid = tokens.transpose(1, 2).unflatten(2, self.grid)
-            tokens = F.avg_pool3d(grid, self.pooling_size).flatten(2).transpose(1, 2)
+        p = self.pooling_size
+        if p > 1:
+            z, y, x = (n // p for n in self.grid)  # avg_pool3d would do, but has no bfloat16 on CPU
+            cubes = tokens.unflatten(1, self.grid)[:, : z * p, : y * p, : x * p]
+            cubes = cubes.unflatten(3, (x, p)).unflatten(2, (y, p)).unflatten(1, (z, p))
+            tokens = cubes.mean((2, 4, 6)).flatten(1, 3)
         return self.fc2(F.gelu(self.fc1(tokens)))

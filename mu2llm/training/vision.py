@@ -3,8 +3,9 @@
     python -m torch.distributed.run --standalone --nproc_per_node=2 -m mu2llm.training.vision --config v.yaml
 
 It takes the place of M3D-CLIP in the published chain where no pre-trained tower is at hand. The labels are
-the findings that the training reports state as present, read by rules; no other truth is used. The decoder
-rests, and the heads that read the labels are thrown away at the end.
+what the training reports state as present, read by rules: each finding, and each once more with its amount,
+place or character ("pleural effusion, left" and "pleural effusion, left, large"). No other truth is used. The
+decoder rests, and the heads that read the labels are thrown away at the end.
 """
 
 from collections import Counter
@@ -29,7 +30,7 @@ from mu2llm.training.run import load_frames, load_model, run, training_arguments
 from mu2llm.training.worker import main
 
 MATRIX_LR = 10.0  # Muon's rate for matrices, in learning rates of all else
-MIN_POSITIVES = 8  # a finding that fewer reports name is left out
+MIN_POSITIVES = 8  # a label that fewer reports bear is left out
 
 
 class LabelHead(nn.Module):
@@ -100,8 +101,8 @@ class LabelDataset(Dataset):
 
 
 def findings_named(studies: list[Study]) -> tuple[list[str], dict[str, set[str]]]:
-    """The findings that at least `MIN_POSITIVES` reports name, and each study's own."""
-    named = {study.study_id: finding_keys(extract(study.report.text)) for study in studies}
+    """The labels that at least `MIN_POSITIVES` reports bear, and each study's own."""
+    named = {study.study_id: _labels(study.report.text) for study in studies}
     counts = Counter(key for keys in named.values() for key in keys)
     labels = sorted(key for key, count in counts.items() if count >= MIN_POSITIVES)
     if not labels:
@@ -110,6 +111,15 @@ def findings_named(studies: list[Study]) -> tuple[list[str], dict[str, set[str]]
             "vision pre-training has nothing to learn from; add studies or start from a pre-trained tower"
         )
     return labels, named
+
+
+def _labels(report: str) -> set[str]:
+    labels = set()
+    for finding in extract(report):
+        qualities = [q for q in (finding.severity, finding.location, *finding.attributes) if q]
+        keys = finding_keys([finding])
+        labels |= keys | {f"{key}, {quality}" for key in keys for quality in qualities}
+    return labels
 
 
 def whiten(model: SeeingModel, frames: FrameCache, studies: list[Study], scale: float = 0.5) -> None:

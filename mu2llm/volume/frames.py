@@ -14,7 +14,9 @@ from .volume import Volume, VolumeError
 Window = Sequence[tuple[float, float]]
 
 # HU → grey: lung, fat, soft tissue and bone or calcium each keep a share of the range.
-SOFT_LUNG_WINDOW: Window = ((-1000, 0.0), (-300, 0.2), (-100, 0.25), (0, 0.35), (160, 0.7), (1100, 1.0))
+SOFT_LUNG_WINDOW: Window = (
+    *((-1000, 0.0), (-700, 0.2), (-300, 0.28), (-100, 0.32), (0, 0.4), (160, 0.72), (1100, 1.0)),
+)
 
 AIR = -1000.0  # HU
 

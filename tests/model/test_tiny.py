@@ -112,8 +112,15 @@ def test_importing_the_library_is_cheap():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, p: p(list(frames(2)), ["one?"]), "2 frames came with 1 questions"),
-        (lambda m, p: p(None, [" "]), "question 0 of the batch is empty"),
+        (lambda m, p: p(list(frames(2)), ["one?"]), "2 volumes came with 1 questions"),
+        (lambda m, p: p(None, ["one?", " "]), "question 1 of the batch is empty"),
+        (lambda m, p: p(None, ["<im_patch>?"]), "question 0 holds the placeholder <im_patch>"),
+        (lambda m, p: p([frames(1)[0, 0]], ["one?"]), r"volume 0 has shape \(16, 32, 32\)"),
+        (lambda m, p: p([frames(1)[0, :, :8]], ["one?"]), r"frames of \(8, 32, 32\).*reads \(16, 32, 32\)"),
+        (lambda m, p: p([frames(1)[0], frames(1)[0] * 2], ["a", "b"]), "volume 1 holds values from"),
+        (lambda m, p: p([frames(1)[0] * np.nan], ["one?"]), "values from nan to nan"),
+        (lambda m, p: p([frames(1)[0], frames(1)[0][:1]], ["a", "b"]), r"volumes of \[1, 2\] frames"),
+        (lambda m, p: p(["absent.nii"], ["one?"]), "absent.nii"),
         (lambda m, p: p(None, ["a"], ["word " * 2000]), "max_length"),
         (lambda m, p: m.encode_frames(torch.rand(1, 2, 16, 16, 16)), "prepare volumes with the processor"),
         (lambda m, p: m.encode_frames(torch.rand(2, 16, 32, 32)), "frames, slices, rows, columns"),
@@ -124,5 +131,5 @@ def test_importing_the_library_is_cheap():
     ],
 )
 def test_mistakes_are_named(pair, call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         call(*pair)

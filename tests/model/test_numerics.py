@@ -1,0 +1,207 @@
+"""The μ²Tokenizer against its equations, its gradients, and the faults of the reference code (paper.md 1.6)."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration
+from mu2llm.model.aggregator import Aggregator
+from mu2llm.model.attention import Attention
+from mu2llm.model.convert import convert
+from mu2llm.model.refiner import Pooling, Refiner, RefinerLayer, Selection
+from tests.model import literal
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
+
+
+def config(**settings):
+    sizes = {"num_heads": 2, "num_selected_tokens": 8, "num_query_tokens": 4}
+    text = {"model_type": "llama", "hidden_size": 16, "vocab_size": 32, "num_attention_heads": 2}
+    return Mu2Config(text_config=text, num_refiner_layers=2, num_aggregator_layers=2, **{**sizes, **settings})
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory):
+    target = tmp_path_factory.mktemp("golden")
+    convert(GOLDEN, target, image_token_id=319)
+    return Mu2ForConditionalGeneration.from_pretrained(target).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_tokenizer_is_the_papers_equations(frames):
+    """With weights so large that attention is sharp: at their usual size all tokens become nearly one."""
+    torch.manual_seed(0)
+    refiner, aggregator = Refiner(config()).double(), Aggregator(config()).double()
+    for parameter in (*refiner.parameters(), *aggregator.parameters()):
+        nn.init.normal_(parameter, std=0.5)
+    shapes = ((2, frames, 7, 16), (2, 14, 16), (2, 5, 16))
+    projected, refined, question = (torch.randn(shape, dtype=torch.double) for shape in shapes)
+    for found, expected in (
+        (refiner(projected), literal.refine(refiner, projected)),
+        (aggregator(refined, question, None), literal.aggregate(aggregator, refined, question)),
+    ):
+        assert expected.std(1).max() > 1e-3  # not all tokens are one
+        assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_the_tower_is_the_vit_with_its_scores_materialised(golden):
+    frames = torch.rand(2, 32, 64, 64)
+    assert (golden.vision_tower(frames) - literal.tower(golden.vision_tower, frames)).abs().max() < 1e-5
+
+
+# --- repairs --------------------------------------------------------------------------------------------
+
+
+def influence(module, x, changed):
+    """How much the output at [0, 0, 0] moves when the input at `changed` does."""
+    other = x.clone()
+    other[changed] += 1
+    with torch.no_grad():
+        return (module(x) - module(other))[0, 0, 0].abs().max().item()
+
+
+def test_plain_attention_is_within_the_frame_and_then_across_frames():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 16)
+    layer = RefinerLayer(config(position="none"))
+    nn.init.zeros_(layer.temporal.dense.weight)  # leaves nothing of the step across frames
+    layer.residual, layer.norm_spatial, layer.norm_temporal = True, nn.Identity(), nn.Identity()
+    assert influence(layer, x, (0, 0, 3)) > 1e-3
+    assert influence(layer, x, (0, 1, 0)) == 0
+    whole = RefinerLayer(config(position="none"))
+    assert influence(whole, x, (0, 1, 0)) > 1e-5
+    assert influence(whole, x, (1, 0, 0)) == 0
+
+    # The reference code: without batch_first, frames of all studies attend to one another instead.
+    reference = nn.MultiheadAttention(16, 2)
+
+    def literal_spatial(x):
+        flat = x.flatten(0, 1)
+        return reference(flat, flat, flat)[0].unflatten(0, x.shape[:2])
+
+    assert influence(literal_spatial, x, (0, 0, 3)) == 0
+    assert influence(literal_spatial, x, (1, 0, 0)) > 1e-5
+
+
+@torch.no_grad()
+def test_padding_moves_the_literal_output_and_not_ours(golden):
+    refined, question = torch.randn(1, 14, 64), torch.randn(1, 5, 64)
+    padded = torch.cat([question, torch.randn(1, 9, 64)], dim=1)
+    mask = torch.tensor([[1] * 5 + [0] * 9])
+    ours = golden.aggregator(refined, question, torch.ones(1, 5)), golden.aggregator(refined, padded, mask)
+    assert (ours[0] - ours[1]).abs().max() < 1e-6
+    plain = literal.aggregate(golden.aggregator, refined, question)
+    assert (plain - literal.aggregate(golden.aggregator, refined, padded)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_positions_beyond_the_table_share_its_last_entry():
+    torch.manual_seed(0)
+    layer = Attention(8, 2, "relative", max_distance=512)
+    layer.relative_bias.normal_()
+    x = torch.randn(1, 1024, 8)
+    with pytest.raises(IndexError):
+        literal.relative_bias(layer, 1024)
+    place = torch.arange(1024)
+    far = layer.relative_bias[(place[None] - place[:, None]).clamp(-511, 511) + 511].permute(2, 0, 1)
+    assert (layer(x, x) - literal.attention(layer, x, x, far)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("queries", [1, 5, 600])
+@pytest.mark.parametrize("frames", [1, 2, 11])
+def test_any_number_of_queries_and_frames(queries, frames):
+    sizes = {"vision_config": {"image_size": (4, 16, 16), "patch_size": (4, 8, 8), "hidden_size": 24}}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes["vision_config"] |= layers
+    text = {"model_type": "llama", "hidden_size": 16, "vocab_size": 32, "intermediate_size": 16}
+    text |= layers
+    model = Mu2ForConditionalGeneration(
+        Mu2Config(**sizes, text_config=text, pooling_size=1, num_heads=2, num_query_tokens=queries)
+    )
+    visual = model.encode_volume(torch.rand(1, frames, 4, 16, 16), torch.tensor([[1, 2]]))
+    assert visual.shape == (1, queries, 16) and visual.isfinite().all()
+
+
+# --- gradients ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", ["relative", "rotary", "none"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_attention(position, masked):
+    torch.manual_seed(0)
+    layer = Attention(8, 2, position, max_distance=3).double()
+    query, context = (torch.randn(2, n, 8, dtype=torch.double, requires_grad=True) for n in (4, 5))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 1]]) if masked and position == "none" else None
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(query, context, *values):
+        return torch.func.functional_call(
+            layer, dict(zip(names, values, strict=True)), (query, context, mask)
+        )
+
+    assert torch.autograd.gradcheck(call, (query, context, *layer.parameters()))
+
+
+def test_gradients_of_soft_selection_and_dynamic_pooling():
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 6, dtype=torch.double, requires_grad=True)
+    for module in (Selection(6, 5, "soft").double(), Pooling(6, "dynamic").double()):
+        names = [name for name, _ in module.named_parameters()]
+
+        def call(x, *values, module=module, names=names):
+            return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+        assert torch.autograd.gradcheck(call, (x, *module.parameters()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"position": "rotary"},
+        {"position": "none", "selection": "soft", "pooling": "static"},
+        {"refiner": "residual"},
+    ],
+)
+def test_gradients_reach_every_parameter_of_the_refiner(settings):
+    torch.manual_seed(0)
+    refiner = Refiner(config(**settings))
+    for name, parameter in refiner.named_parameters():
+        if name.endswith("relative_bias"):
+            nn.init.normal_(parameter)
+    refiner(torch.randn(2, 3, 6, 16)).square().sum().backward()
+    still = [
+        name
+        for name, p in refiner.named_parameters()
+        if p.grad is None or (not p.grad.any() and "wk.bias" not in name)  # cancels in the softmax
+    ]
+    assert not still
+
+
+def test_hard_selection_takes_whole_tokens():
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 6)
+    chosen = Selection(6, 4, "hard")(x)
+    assert all(any(torch.equal(token, own) for own in study) for study, row in zip(x, chosen) for token in row)
+    with pytest.raises(ValueError, match="num_selected_tokens=10 tokens cannot be selected out of 9"):
+        Selection(6, 10, "hard")(x)
+
+
+@torch.no_grad()
+def test_bfloat16_stays_close(golden):
+    """2e-2 of the output's own scale: bfloat16 holds eight bits."""
+    torch.manual_seed(0)
+    images, question = torch.rand(2, 2, 32, 64, 64), torch.randint(5, 300, (2, 6))
+    half = copy.deepcopy(golden).bfloat16()
+    for stage in (
+        lambda m: m.vision_tower(images.flatten(0, 1).to(m.dtype)),
+        lambda m: m.encode_volume(images, question),
+        lambda m: m(input_ids=question).logits,
+    ):
+        exact, close = stage(golden), stage(half).float()
+        assert (exact - close).square().mean().sqrt() < 2e-2 * exact.square().mean().sqrt()
