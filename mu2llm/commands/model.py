@@ -1,4 +1,4 @@
-"""`mu2 train`, `preferences`, `evaluate`, `compare`, `green`, `convert`: what makes and measures a model."""
+"""`mu2 train`, `preferences`, `evaluate`, `compare`, `green`, `explain`, `convert`: models made, measured."""
 
 import argparse
 import json
@@ -60,6 +60,13 @@ def add(commands: Any) -> None:
     green.add_argument("candidate", help="text file")
     green.set_defaults(run=run_green)
 
+    explain = commands.add_parser("explain", help="draft one CT's report here, and show where it looked")
+    explain.add_argument("model", help="model folder")
+    explain.add_argument("volume", help="NIfTI file, DICOM folder or zip")
+    explain.add_argument("--out", required=True, help="folder for draft.txt, saliency.nii.gz, saliency.png")
+    explain.add_argument("--question", help="what to ask (default: the report)")
+    explain.set_defaults(run=run_explain)
+
     convert = commands.add_parser("convert", help="a checkpoint in the published layout → ours, or back")
     convert.add_argument("source")
     convert.add_argument("target")
@@ -118,6 +125,15 @@ def run_green(args: argparse.Namespace) -> None:
     (result,) = RulesJudge().score([texts[0]], [texts[1]])
     print(result.completion)
     print(f"GREEN {result.score:.3f}" if result.score is not None else f"GREEN none ({result.status})")
+
+
+def run_explain(args: argparse.Namespace) -> None:
+    from mu2llm import NOTICE
+    from mu2llm.evaluation.explain import explain
+
+    asked = {"question": args.question} if args.question else {}
+    print(f"{NOTICE}\n\n{explain(args.model, args.volume, args.out, **asked)}\n")
+    print(f"Where it looked: {Path(args.out) / 'saliency.png'} and saliency.nii.gz, red or 1 the most")
 
 
 def run_convert(args: argparse.Namespace) -> None:

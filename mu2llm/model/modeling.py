@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mu2llm.model.aggregator import Aggregator
 from mu2llm.model.configuration import Mu2Config
+from mu2llm.model.explain import saliency
 from mu2llm.model.refiner import Refiner, Selection
 from mu2llm.model.vision import Projector, VisionTower
 
@@ -137,6 +138,11 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             with torch.no_grad():
                 kwargs["visual_tokens"] = self.encode_volume(pixel_values, question_ids, question_mask)
         return super().generate(input_ids, **kwargs)  # type: ignore[misc]
+
+    def explain(self, pixel_values: Tensor, labels: Tensor, **inputs: Tensor) -> Tensor:
+        """Where a draft comes from: (B, T, K, H, W), 0 to 1; `processor(volumes, questions, drafts)` gives
+        the inputs. See `mu2llm.model.explain`; `mu2llm.volume.to_volume` carries it back to the voxels."""
+        return saliency(self, pixel_values, labels, **inputs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Later steps read the visual tokens from the cache; without one the whole sequence is read again."""

@@ -64,23 +64,36 @@ def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
             volume.source,
             volume.axis_codes,
         )
-    low, high = percentiles(volume.array, (0.5, 99.5))
-    if high <= low:
-        raise VolumeError(f"{volume.source}: 99 % of its voxels are {low:g}; there is nothing to scale")
-    array = volume.array[_foreground(volume.array, low)]
-    rows, columns, slices = array.shape
-    # int(n * ratio) as the published code has it: for some n, n * (size / n) falls just below size.
-    ratio = min(size / rows, size / columns)
-    height, width = max(1, int(rows * ratio)), max(1, int(columns * ratio))
-    kept = min(slices, depth)
+    low, high, box, (height, width, kept) = published_plan(volume, size, depth)
 
     def grey(plane: np.ndarray) -> np.ndarray:
         return np.clip((plane - low) / (high - low), 0, 1).astype(np.float32)
 
-    along = [smooth_and_interpolate(n, m) for n, m in ((rows, height), (columns, width), (slices, kept))]
+    array = volume.array[box]
+    x, y, z = (smooth_and_interpolate(n, m) for n, m in zip(array.shape, (height, width, kept), strict=True))
     out = np.zeros((depth, size, size), np.float32)
-    out[:kept, :height, :width] = resample(array, grey, (along[0], along[1], along[2]))
+    out[:kept, :height, :width] = resample(array, grey, (x, y, z))
     return np.clip(out, 0, 1, out=out)
+
+
+def published_plan(
+    volume: Volume, size: int, depth: int
+) -> tuple[float, float, tuple[slice, slice, slice], tuple[int, int, int]]:
+    """What the published mode does to this volume: the values that become 0 and 1, the box of voxels that is
+    kept, and the rows, columns and slices that the box becomes."""
+    low, high = percentiles(volume.array, (0.5, 99.5))
+    if high <= low:
+        raise VolumeError(f"{volume.source}: 99 % of its voxels are {low:g}; there is nothing to scale")
+    box = _foreground(volume.array, low)
+    rows, columns, slices = (edge.stop - edge.start for edge in box)
+    # int(n * ratio) as the published code has it: for some n, n * (size / n) falls just below size.
+    ratio = min(size / rows, size / columns)
+    return (
+        low,
+        high,
+        box,
+        (max(1, int(rows * ratio)), max(1, int(columns * ratio)), min(slices, depth)),
+    )
 
 
 def _foreground(array: np.ndarray, low: float) -> tuple[slice, slice, slice]:

@@ -39,16 +39,63 @@ def slices_png(
     return [_png(plane, max(1, round(width)), height) for plane in slices]
 
 
+def overlay_png(
+    volume: Volume,
+    saliency: np.ndarray,
+    *,
+    window: tuple[float, float] = (-160.0, 240.0),
+    height: int = 256,
+) -> bytes:
+    """One PNG: the axial, coronal and sagittal slice through the strongest place, saliency in red over it.
+
+    saliency: (X, Y, Z) on the volume's own voxels, 0 to 1 (`to_volume`). The patient's right is on the left,
+    the front up (sagittal: on the left), the head up.
+    """
+    if saliency.shape != volume.array.shape:
+        raise ValueError(f"saliency has shape {saliency.shape}, the volume {volume.array.shape}")
+    both = [Volume(array, volume.affine, volume.source).to_ras() for array in (volume.array, saliency)]
+    ras, heat = both[0], both[1].array
+    x, y, z = np.unravel_index(int(heat.argmax()), heat.shape)
+    low, high = window
+    grey = np.clip((ras.array.astype(np.float32) - low) / (high - low), 0, 1)
+    mm_x, mm_y, mm_z = (n * mm for n, mm in zip(ras.array.shape, ras.spacing, strict=True))
+
+    def cuts(array: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows downwards, columns to the right, as the pictures show them."""
+        axial, coronal, sagittal = array[:, :, z].T, array[:, y].T, array[x].T
+        return axial[::-1, ::-1], coronal[::-1, ::-1], sagittal[::-1, ::-1]
+
+    pictures = []
+    sizes = ((mm_x, mm_y), (mm_x, mm_z), (mm_y, mm_z))
+    for plane, warm, (across, up) in zip(cuts(grey), cuts(heat), sizes, strict=True):
+        width = max(1, round(height * across / up))
+        shown, mask = (_resized(part, width, height) for part in (plane, warm))
+        red = shown[..., None] * (1 - 0.6 * mask[..., None]) + mask[..., None] * np.array([0.6, 0.05, 0.0])
+        pictures.append(red)
+    return _encode(np.concatenate(pictures, axis=1))
+
+
+def _resized(plane: np.ndarray, width: int, height: int) -> np.ndarray:
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
 def _evenly(total: int, count: int) -> list[int]:
     """The middles of `count` equal parts of `total` slices."""
     return [int((i + 0.5) * total / count) for i in range(count)]
 
 
-def _png(grey: np.ndarray, width: int, height: int) -> bytes:
+def _png(plane: np.ndarray, width: int, height: int) -> bytes:
+    return _encode(_resized(plane, width, height))
+
+
+def _encode(picture: np.ndarray) -> bytes:
+    """(rows, columns) grey or (rows, columns, 3) colour in [0, 1] → PNG."""
     from PIL import Image
 
-    pixels = (np.clip(grey, 0, 1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.resize((width, height), Image.Resampling.BILINEAR).save(buffer, "PNG", optimize=True)
+    pixels = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The μ²Tokenizer against its equations, its gradients, and the faults of the reference code (paper.md 1.6)."""
+"""The μ²Tokenizer against its equations, its gradients, and the faults of the reference code."""
 
 import copy
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import literal
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration
 from mu2llm.model.aggregator import Aggregator
 from mu2llm.model.attention import Attention
 from mu2llm.model.convert import convert
 from mu2llm.model.refiner import Pooling, Refiner, RefinerLayer, Selection
-from tests.model import literal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 
@@ -187,7 +187,8 @@ def test_hard_selection_takes_whole_tokens():
     torch.manual_seed(0)
     x = torch.randn(2, 9, 6)
     chosen = Selection(6, 4, "hard")(x)
-    assert all(any(torch.equal(token, own) for own in study) for study, row in zip(x, chosen) for token in row)
+    pairs = [(study, token) for study, row in zip(x, chosen, strict=True) for token in row]
+    assert all(any(torch.equal(token, own) for own in study) for study, token in pairs)
     with pytest.raises(ValueError, match="num_selected_tokens=10 tokens cannot be selected out of 9"):
         Selection(6, 10, "hard")(x)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mu2llm.volume import Volume, VolumeError, load_volume, prepare_frames
+from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, VolumeError, load_volume, prepare_frames
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess"
 
@@ -69,7 +69,8 @@ def test_hu_mode_pads_with_air_to_a_square_in_mm():
     frames = prepare_frames(volume, mode="hu", size=20, depth=8, frame_slices=8)[0]
     assert (frames[:, :5] == 0).all()
     assert (frames[:, -5:] == 0).all()
-    np.testing.assert_allclose(frames[:, 5:-5], 0.35 + 40 / 160 * 0.35, atol=1e-6)  # the window at 40 HU
+    hounsfield, greys = zip(*SOFT_LUNG_WINDOW, strict=True)
+    np.testing.assert_allclose(frames[:, 5:-5], np.interp(40, hounsfield, greys), atol=1e-6)
 
 
 def test_hu_mode_keeps_the_mean_when_it_shrinks():

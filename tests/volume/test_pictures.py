@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mu2llm.volume import Volume, prepare_frames
-from mu2llm.volume.pictures import slices_png
+from mu2llm.volume.pictures import overlay_png, slices_png
 
 
 @pytest.fixture
@@ -46,6 +46,21 @@ def test_frames_of_both_modes_are_shown_the_same_way_round(volume):
     stored = Volume(volume.array[::-1, ::-1], np.diag([-1.0, -1.0, 3.0, 1.0]), "LPS")
     published = prepare_frames(stored, size=24, depth=12, frame_slices=6)
     assert brightest(slices_png(published, 3, mode="published")[0])[:2] == ("left", "up")
+
+
+def test_an_overlay_shows_three_planes_through_the_strongest_place_in_red(volume):
+    saliency = np.zeros(volume.array.shape, np.float32)
+    saliency[23:26, 14:16, 1:3] = 1  # right, front, low
+    pixels = np.asarray(Image.open(io.BytesIO(overlay_png(volume, saliency, height=90))), np.float64)
+    widths = [135, 75, 50]  # 30 × 20 × 36 mm
+    assert pixels.shape == (90, sum(widths), 3)
+    axial, coronal, sagittal = np.split(pixels[..., 0] - pixels[..., 1], np.cumsum(widths)[:2], axis=1)
+    for plane, (row, column) in ((axial, (0.25, 0.2)), (coronal, (0.9, 0.2)), (sagittal, (0.9, 0.25))):
+        rows, columns = np.nonzero(plane > 0.5 * plane.max())
+        assert abs(rows.mean() / plane.shape[0] - row) < 0.1
+        assert abs(columns.mean() / plane.shape[1] - column) < 0.1
+    with pytest.raises(ValueError, match="saliency has shape"):
+        overlay_png(volume, saliency[1:])
 
 
 def test_real_ct_gives_pictures(real_ct):

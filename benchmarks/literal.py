@@ -1,4 +1,4 @@
-"""The paper's equations and the reference code's faults, written out literally, for tests to hold against.
+"""The paper's equations written out literally, for tests and benchmarks to hold the model against.
 
 Nothing here shares code with the model: attention scores are materialised, tokens are selected one by one.
 """
@@ -77,6 +77,13 @@ def aggregate(aggregator, refined, question):
 def tokenizer(model, projected, question):
     """The whole published μ²Tokenizer on projected tokens (B, T, N, D)."""
     return aggregate(model.aggregator, refine(model.refiner, projected), question)
+
+
+def projector(projector, tokens):
+    """Averages of cubes of patches, then two layers: (B, N, Dv) → (B, N / p³, D)."""
+    grid = tokens.transpose(1, 2).unflatten(2, projector.grid)
+    cubes = F.avg_pool3d(grid, projector.pooling_size).flatten(2).transpose(1, 2)
+    return projector.fc2(F.gelu(projector.fc1(cubes)))
 
 
 def tower(vision, frames):

@@ -1,0 +1,54 @@
+"""One volume's draft, and where in the volume it comes from, as files that a viewer opens."""
+
+from pathlib import Path
+from typing import Any
+
+from mu2llm import NOTICE
+from mu2llm.data.records import REPORT_QUESTION
+from mu2llm.evaluation.drafts import LoadedModel, load
+
+
+def explain(
+    model: str | Path | LoadedModel,
+    volume: str | Path,
+    out: str | Path,
+    *,
+    question: str = REPORT_QUESTION,
+    max_new_tokens: int = 512,
+) -> str:
+    """Drafts an answer, greedily, and writes into `out`: draft.txt, saliency.nii.gz, saliency.png.
+
+    The NIfTI file has the volume's own grid, values from 0 to 1 (`mu2llm.model.explain`); the picture shows
+    the three planes through the strongest place. Returns the draft.
+    """
+    import nibabel
+    import torch
+
+    from mu2llm.volume import load_volume, to_volume
+    from mu2llm.volume.pictures import overlay_png
+
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    processor = loaded.processor
+    scan = load_volume(volume)
+    frames = processor.frames(scan)
+
+    def batch(*answer: list[str]) -> dict[str, Any]:
+        inputs = processor([frames], [question], *answer)
+        return {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
+
+    prompt = batch()
+    with torch.inference_mode():
+        ids = loaded.model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    draft = processor.decode(ids[0, prompt["input_ids"].shape[1] :])
+    if not draft:
+        raise ValueError(f"the model answers {volume} with an empty text: there is nothing to explain")
+    strength = loaded.model.explain(**batch([draft]))[0].cpu().numpy()
+    saliency = to_volume(strength, scan, **processor.preparation)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "draft.txt").write_text(f"{NOTICE}\n\n{draft}\n", encoding="utf-8")
+    image = nibabel.Nifti1Image(saliency, scan.affine)
+    image.header["descrip"] = NOTICE.encode()
+    nibabel.save(image, out / "saliency.nii.gz")
+    (out / "saliency.png").write_bytes(overlay_png(scan, saliency))
+    return draft

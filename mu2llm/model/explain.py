@@ -1,0 +1,38 @@
+"""Where in the volume a draft comes from: gradient × grey, carried back through selection and tower.
+
+The selection's weights alone do not tell: by the time tokens are selected, the tower's attention has gathered
+what a lesion says in tokens that stand elsewhere (docs/model.md has the measurement). So the draft's
+log-likelihood is followed back through the weights to the voxels (gradient × input, Shrikumar et al. 2016).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mu2llm.model.modeling import Mu2ForConditionalGeneration
+
+
+def saliency(
+    model: "Mu2ForConditionalGeneration", pixel_values: Tensor, labels: Tensor, **inputs: Tensor
+) -> Tensor:
+    """How much each place of a volume moved the text of `labels`: (B, T, K, H, W), from 0 to 1 per study.
+
+    `labels` (B, L) are −100 but on the tokens to explain; the other inputs are those of the model's forward.
+    Air adds nothing, since its grey is 0. Values are averaged over about half a patch, the finest detail that
+    the tower's filters resolve.
+    """
+    with torch.enable_grad():
+        frames = pixel_values.detach().clone().requires_grad_()
+        logits = model(pixel_values=frames, **inputs).logits[:, :-1].float()
+        wanted = labels[:, 1:]
+        chosen = logits.log_softmax(-1).gather(2, wanted.clamp(min=0)[..., None])[..., 0]
+        (gradient,) = torch.autograd.grad(chosen[wanted != -100].sum(), frames)
+    effect = (gradient * frames.detach()).float()
+    kernel = [size // 2 | 1 for size in model.config.vision_config.patch_size]  # odd: centred on the voxel
+    slices = effect.flatten(1, 2)[:, None]
+    smooth = F.avg_pool3d(slices, kernel, stride=1, padding=[k // 2 for k in kernel])
+    strength = smooth.abs().view_as(effect)
+    return strength / strength.amax((1, 2, 3, 4), keepdim=True).clamp(min=torch.finfo(strength.dtype).tiny)
