@@ -1,0 +1,275 @@
+"""The model with transformers' own tools: generation, checkpointing, LoRA, compile, device maps, ZeRO-3."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer
+
+from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
+from mu2llm.model.tiny import build_tiny
+from mu2llm.volume import Volume
+
+TEXTS = ["The lungs are clear. No pleural effusion.", "Cardiomegaly.", "Write the report of this CT."]
+QUESTIONS = ["Cardiomegaly?", "Write the report of this CT, please."]
+DECODERS = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "phi3": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    torch.manual_seed(0)
+    model, processor = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=2, num_query_tokens=8)
+    return model.eval(), processor
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return list(np.random.default_rng(0).random((2, 2, 16, 32, 32)).astype(np.float32))
+
+
+def new_tokens(model, batch, **settings):
+    return model.generate(**batch, max_new_tokens=9, **settings)[:, batch["input_ids"].shape[1] :]
+
+
+def counting(model, monkeypatch):
+    """How many volumes the tower reads."""
+    read = []
+    forward = model.vision_tower.forward
+    monkeypatch.setattr(model.vision_tower, "forward", lambda x: read.append(len(x)) or forward(x))
+    return read
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 3, "num_return_sequences": 3},
+        {"do_sample": True, "num_return_sequences": 4, "temperature": 0.8, "top_p": 0.9},
+        {"do_sample": False, "repetition_penalty": 1.2, "use_cache": False},
+    ],
+)
+def test_a_volume_is_read_once_in_every_mode(pair, frames, monkeypatch, settings):
+    model, processor = pair
+    read = counting(model, monkeypatch)
+    batch = processor(frames, QUESTIONS)
+    tokens = new_tokens(model, batch, **settings)
+    assert sum(read) == 4  # two studies of two frames
+    assert len(tokens) == 2 * settings.get("num_return_sequences", 1)
+    visual = model.encode_volume(batch["pixel_values"], batch["question_ids"], batch["question_mask"])
+    apart = {name: batch[name] for name in ("input_ids", "attention_mask")} | {"visual_tokens": visual}
+    if not settings["do_sample"]:
+        assert torch.equal(tokens, new_tokens(model, apart, **settings))
+
+
+@torch.no_grad()
+def test_sampled_sequences_belong_to_their_own_volume(pair, frames):
+    """With next to no temperature, every sampled sequence is its own study's greedy one."""
+    model, processor = pair
+    batch = processor(frames, QUESTIONS)
+    greedy = new_tokens(model, batch, do_sample=False)
+    sampled = new_tokens(model, batch, do_sample=True, temperature=1e-4, num_return_sequences=3)
+    assert torch.equal(sampled, greedy.repeat_interleave(3, 0))
+
+
+def test_a_streamer_gets_the_tokens(pair, frames, capsys):
+    model, processor = pair
+    batch = processor(frames[:1], QUESTIONS[:1])
+    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    tokens = new_tokens(model, batch, do_sample=False, streamer=streamer)
+    assert capsys.readouterr().out.strip() == processor.decode(tokens[0])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_left_padded_batches_give_the_same_tokens_with_every_decoder(frames, name):
+    torch.manual_seed(1)
+    base, processor = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
+    text = {
+        **{"model_type": name, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(processor.tokenizer)},
+        **DECODERS[name],
+    }
+    config = Mu2Config(**{**base.config.to_dict(), "text_config": text})
+    model = Mu2ForConditionalGeneration(config).eval()
+    for parameter in model.language_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # so that tokens depend on what went before
+    batch = processor(frames, QUESTIONS)
+    together = new_tokens(model, batch, do_sample=False)
+    for row, question in enumerate(QUESTIONS):
+        alone = new_tokens(model, processor(frames[row : row + 1], [question]), do_sample=False)
+        assert torch.equal(alone[0], together[row])
+    assert len(set(together.flatten().tolist())) > 2
+
+
+def test_a_decoder_from_a_checkpoint_keeps_its_weights(tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "qwen3", hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, vocab_size=300,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    decoder = AutoModelForCausalLM.from_pretrained(tmp_path)
+    base, _ = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
+    model = Mu2ForConditionalGeneration(Mu2Config(**{**base.config.to_dict(), "text_config": config}))
+    model.language_model.load_state_dict(decoder.state_dict())
+    ids = torch.arange(4, 20)[None]
+    assert torch.equal(model.eval()(input_ids=ids).logits, decoder.eval()(input_ids=ids).logits)
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    model(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_gradient_checkpointing_changes_no_gradient(pair, frames):
+    model, processor = pair
+    batch = processor(frames, QUESTIONS, TEXTS[:2])
+    model.train()
+    plain = gradients(model, batch)
+    model.gradient_checkpointing_enable()
+    assert all(layer.gradient_checkpointing for layer in model.vision_tower.blocks)
+    saved = gradients(model, batch)
+    model.gradient_checkpointing_disable()
+    model.zero_grad()
+    model.eval()
+    for name, gradient in plain.items():
+        assert torch.allclose(gradient, saved[name], atol=1e-6), name
+
+
+def test_lora_on_the_decoder_learns_merges_and_is_saved_as_a_whole_model(pair, frames, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    pair[0].save_pretrained(tmp_path / "start")
+    model, processor = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "start"), pair[1]
+    lora = LoraConfig(r=4, target_modules=r"language_model\..*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, lora)
+    learning = [name for name, p in tuned.named_parameters() if p.requires_grad]
+    assert learning and all("language_model" in name and "lora" in name for name in learning)
+    batch = processor(frames, QUESTIONS, TEXTS[:2])
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=0.5)
+    losses = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = tuned(**batch).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        expected = tuned.eval()(**batch).logits
+        merged = tuned.merge_and_unload()
+        merged.save_pretrained(tmp_path / "merged")
+        again = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+        assert torch.allclose(again(**batch).logits, expected, atol=1e-5)
+        assert torch.equal(
+            new_tokens(merged, processor(frames, QUESTIONS), do_sample=False),
+            new_tokens(again, processor(frames, QUESTIONS), do_sample=False),
+        )
+
+
+def test_a_device_map_places_it(pair, frames, tmp_path):
+    pair[0].save_pretrained(tmp_path)
+    parts = {name: "cpu" for name, _ in pair[0].named_children()} | {"vision_tower": "disk"}
+    placed = Mu2ForConditionalGeneration.from_pretrained(
+        tmp_path, device_map=parts, offload_folder=tmp_path / "disk"
+    )
+    assert placed.hf_device_map == parts
+    assert next(placed.vision_tower.parameters()).is_meta
+    batch = pair[1](frames, QUESTIONS)
+    with torch.no_grad():
+        assert torch.allclose(placed(**batch).logits, pair[0](**batch).logits, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_it_says_the_same(pair, frames):
+    model, processor = pair
+    batch = processor(frames, QUESTIONS, TEXTS[:2])
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=False)(**batch)
+        assert torch.allclose(compiled.logits, model(**batch).logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_volume_may_come_in_any_form(pair, tmp_path):
+    import nibabel
+
+    model, processor = pair
+    array = np.random.default_rng(1).integers(-1000, 400, (20, 20, 20)).astype(np.int16)
+    volume = Volume(array, np.diag([8.0, 8.0, 8.0, 1.0]))
+    path = tmp_path / "ct.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(array, volume.affine), path)
+    made = processor.frames(volume)
+    forms = [path, str(path), volume, made, torch.from_numpy(made)]
+    batch = processor(forms, QUESTIONS[:1] * len(forms))["pixel_values"]
+    assert batch.shape == (5, 2, 16, 32, 32) and (batch == batch[:1]).all()
+
+
+def test_an_explanation_follows_its_draft_and_its_own_volume(pair, frames):
+    model, processor = pair
+    both = model.explain(**processor(frames, QUESTIONS, TEXTS[:2]))
+    assert both.shape == (2, 2, 16, 32, 32)
+    assert both.min() >= 0 and torch.equal(both.amax((1, 2, 3, 4)), torch.ones(2))
+    for row in range(2):
+        alone = model.explain(**processor(frames[row : row + 1], [QUESTIONS[row]], [TEXTS[row]]))
+        assert torch.allclose(alone[0], both[row], atol=1e-3)
+    other = model.explain(**processor(frames[:1], QUESTIONS[:1], ["No pleural effusion."]))
+    assert not torch.allclose(other[0], both[0], atol=1e-2)
+    air = [np.zeros_like(frames[0])]
+    assert (model.explain(**processor(air, QUESTIONS[:1], TEXTS[:1])) == 0).all()
+
+
+ZERO3 = """
+import sys, torch, deepspeed
+from mu2llm.training.deepspeed import prepare_runtime
+prepare_runtime()
+from transformers.integrations import HfDeepSpeedConfig
+deepspeed.init_distributed("gloo")
+config = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})
+from mu2llm.model import Mu2ForConditionalGeneration
+model = Mu2ForConditionalGeneration.from_pretrained(sys.argv[1])
+sharded = [p for p in model.parameters() if hasattr(p, "ds_numel")]
+assert len(sharded) == len(list(model.parameters()))
+with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    if torch.distributed.get_rank() == 0:
+        from safetensors.torch import load_file
+        saved = load_file(sys.argv[1] + "/model.safetensors")
+        own = model.state_dict()
+        assert all(torch.equal(own[name], tensor) for name, tensor in saved.items())
+        print("same weights", len(saved))
+"""
+
+
+@pytest.mark.slow
+def test_zero3_shards_it_while_it_is_built(pair, tmp_path):
+    pair[0].save_pretrained(tmp_path)
+    (tmp_path / "zero3.py").write_text(ZERO3)
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(tmp_path / "zero3.py"),
+    ]
+    done = subprocess.run([sys.executable, *command, str(tmp_path)], capture_output=True, text=True)
+    assert "same weights" in done.stdout, done.stderr[-2000:]
+
+
+def test_the_processor_remembers_how_frames_are_made(pair, tmp_path):
+    _, processor = pair
+    other = Mu2Processor(
+        processor.tokenizer, num_query_tokens=8, mode="hu", size=32, depth=32, frame_slices=16,
+        window=[(-500, 0.0), (500, 1.0)],
+    )  # fmt: skip
+    other.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["window"] == [[-500, 0.0], [500, 1.0]]
+    volume = Volume(np.zeros((8, 8, 8), np.int16), np.eye(4) * 10)
+    loaded = Mu2Processor.from_pretrained(tmp_path)
+    assert np.array_equal(loaded.frames(volume), other.frames(volume))
+    assert not np.array_equal(loaded.frames(volume), processor.frames(volume))
