@@ -200,7 +200,7 @@ def test_compiled_it_says_the_same(pair, frames):
 def test_a_volume_may_come_in_any_form(pair, tmp_path):
     import nibabel
 
-    model, processor = pair
+    _, processor = pair
     array = np.random.default_rng(1).integers(-1000, 400, (20, 20, 20)).astype(np.int16)
     volume = Volume(array, np.diag([8.0, 8.0, 8.0, 1.0]))
     path = tmp_path / "ct.nii.gz"
