@@ -8,8 +8,14 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Adds the verbs to the parser's commands."""
-    new = commands.add_parser("new-model", help="a small random model, its tokenizer learned from reports")
-    new.add_argument("studies", help="studies.jsonl")
+    new = commands.add_parser("new-model", help="a model to start from: small and random, or of parts")
+    parts = new.add_mutually_exclusive_group(required=True)
+    parts.add_argument(
+        "studies", nargs="?", help="studies.jsonl: a small model, its tokenizer of the reports"
+    )
+    parts.add_argument("--decoder", help="folder of a causal language model with its tokenizer")
+    new.add_argument("--vision", help="M3D-CLIP's pretrained_ViT.bin, with --decoder")
+    new.add_argument("--mode", choices=("hu", "published"), help="how volumes are prepared, with --decoder")
     new.add_argument("--out", required=True, help="model folder to write")
     new.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     new.set_defaults(run=run_new)
@@ -78,9 +84,18 @@ def add(commands: Any) -> None:
 
 
 def run_new(args: argparse.Namespace) -> None:
-    from mu2llm.components.start import write_start_model
+    if args.decoder:
+        from mu2llm.model.assemble import assemble
 
-    print(f"{write_start_model(args.studies, args.out, seed=args.seed)} written")
+        for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed):
+            part.save_pretrained(args.out)
+    elif args.vision or args.mode:
+        raise ValueError("--vision and --mode go with --decoder: a small model has a tower of its own")
+    else:
+        from mu2llm.components.start import write_start_model
+
+        write_start_model(args.studies, args.out, seed=args.seed)
+    print(f"{args.out} written")
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -112,6 +112,8 @@ class Mu2Config(PretrainedConfig):
         if isinstance(vision_config, dict):
             vision_config = Mu2VisionConfig(**vision_config)
         self.vision_config = vision_config or Mu2VisionConfig()
+        if pooling_size < 1 or min(self.vision_config.grid) < pooling_size:
+            raise ValueError(f"pooling_size={pooling_size}: a frame has {self.vision_config.grid} patches")
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config or AutoConfig.for_model("llama")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gene
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mu2llm.model.aggregator import Aggregator
+from mu2llm.model.attention import Attention
 from mu2llm.model.configuration import Mu2Config
 from mu2llm.model.explain import saliency
 from mu2llm.model.refiner import Refiner, Selection
@@ -47,6 +48,10 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             nn.init.normal_(module.queries, std=self.config.query_std)
         elif isinstance(module, VisionTower):
             nn.init.trunc_normal_(module.position_embeddings, std=0.02)
+            nn.init.zeros_(module.cls_token)
+        elif isinstance(module, Attention):
+            if module.position == "relative":
+                nn.init.zeros_(module.relative_bias)
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:

@@ -1,0 +1,78 @@
+"""A model of published parts: a decoder with its tokenizer, M3D-CLIP's vision tower, a fresh μ²Tokenizer.
+
+This is where the paper's training starts (Llama-3.2-1B-Instruct and M3D-CLIP's ViT), and where a team with
+another decoder starts as well.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mu2llm.model.configuration import Mu2Config
+from mu2llm.model.convert import FRAMES, load_vision_tower, read_config
+from mu2llm.model.modeling import Mu2ForConditionalGeneration
+from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
+
+FRESH = ("vision_tower", "projector", "refiner", "aggregator")
+
+
+def assemble(
+    decoder: str | Path,
+    *,
+    vision: str | Path | None = None,
+    mode: Literal["published", "hu"] | None = None,
+    frames: int = FRAMES,
+    max_length: int = 1024,
+    seed: int = 0,
+    **sizes: Any,
+) -> tuple[Mu2ForConditionalGeneration, Mu2Processor]:
+    """The model, in float32, and its processor.
+
+    Args:
+        decoder: folder of a causal language model (safetensors) with its tokenizer; `<im_patch>` is added to
+            both where it is missing.
+        vision: M3D-CLIP's `pretrained_ViT.bin`; without it the tower is random too.
+        mode: how volumes are prepared (`mu2llm.volume.prepare_frames`); "published" where `vision` is given,
+            because M3D-CLIP was trained on grey values scaled per volume, else "hu".
+        frames: how many frames a volume has.
+        max_length: of a training sample in tokens, visual ones included.
+        seed: of what is random.
+        sizes: of `Mu2Config`; published ones where not given.
+    """
+    decoder = Path(decoder)
+    read_config(decoder)  # a folder that is none is named before anything is loaded
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    if PLACEHOLDER not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    language_model = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32, use_safetensors=True)
+    torch.manual_seed(seed)
+    if len(tokenizer) > language_model.config.vocab_size:
+        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    config = Mu2Config(
+        text_config=language_model.config,
+        image_token_id=tokenizer.get_vocab()[PLACEHOLDER],
+        **sizes,
+    )
+    with torch.device("meta"):  # or the decoder would be made a second time, at random
+        model = Mu2ForConditionalGeneration(config)
+    model.language_model = language_model
+    for name in FRESH:
+        getattr(model, name).to_empty(device="cpu").apply(model._init_weights)
+    model.generation_config = language_model.generation_config
+    if vision:
+        load_vision_tower(model.vision_tower, vision)
+    slices, size, _ = config.vision_config.image_size
+    processor = Mu2Processor(
+        tokenizer,
+        num_query_tokens=config.num_query_tokens,
+        mode=mode or ("published" if vision else "hu"),
+        size=size,
+        depth=frames * slices,
+        frame_slices=slices,
+        max_length=max_length,
+    )
+    return model.eval(), processor

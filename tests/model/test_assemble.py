@@ -1,0 +1,94 @@
+"""A decoder's folder and M3D-CLIP's tower become one model: nothing is lost, nothing is left unset."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from mu2llm.cli import main
+from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+from mu2llm.model.assemble import assemble
+from mu2llm.model.convert import TOWER, rename
+from mu2llm.model.tiny import train_tokenizer
+
+VISION = {
+    "image_size": (4, 16, 16), "patch_size": (4, 8, 8), "hidden_size": 128,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+SIZES = {
+    "vision_config": VISION,
+    "pooling_size": 1,
+    "num_heads": 2,
+    "num_selected_tokens": 8,
+    "num_query_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    """A causal language model as somebody else saved it: no placeholder, no padding token."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tokenizer = train_tokenizer(["The lungs are clear."], 300)
+    backend = tokenizer.backend_tokenizer.to_str().replace("<im_patch>", "<spare>")
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(backend), bos_token="<bos>", eos_token="<eos>"
+    )
+    plain.save_pretrained(folder)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=len(plain), bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_decoder_keeps_its_weights_and_gains_the_placeholder(decoder, tmp_path):
+    model, processor = assemble(decoder, max_length=64, **SIZES)
+    own = AutoModelForCausalLM.from_pretrained(decoder)
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        ours = model(input_ids=ids).logits[..., : own.config.vocab_size]
+        assert torch.equal(ours, own(input_ids=ids).logits)
+    assert processor.image_token_id == own.config.vocab_size
+    assert processor.tokenizer.pad_token == "<eos>"
+    assert all(parameter.isfinite().all() and not parameter.is_meta for parameter in model.parameters())
+    batch = processor([torch.rand(8, 4, 16, 16)], ["Clear?"], ["The lungs are clear."])
+    model(**batch).loss.backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    again = Mu2ForConditionalGeneration.from_pretrained(tmp_path)
+    Mu2Processor.from_pretrained(tmp_path).check(again.config)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**batch).logits, model(**batch).logits)
+
+
+def test_the_same_seed_gives_the_same_model(decoder):
+    first, second, other = (assemble(decoder, seed=seed, **SIZES)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["aggregator.queries"], other["aggregator.queries"])
+
+
+def test_the_tower_comes_from_m3d_clip(decoder, tmp_path):
+    model, _ = assemble(decoder, **SIZES)
+    vit = {
+        rename(f"vision_tower.{name}", reverse=True).removeprefix(TOWER): tensor + 1
+        for name, tensor in model.vision_tower.state_dict().items()
+    }
+    torch.save(vit, tmp_path / "pretrained_ViT.bin")
+    seeing, processor = assemble(decoder, vision=tmp_path / "pretrained_ViT.bin", mode="published", **SIZES)
+    for name, tensor in seeing.vision_tower.state_dict().items():
+        assert torch.equal(tensor, model.vision_tower.state_dict()[name] + 1), name
+    assert processor.mode == "published"
+
+
+def test_mistakes_are_named(decoder, tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        assemble(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no vision weights"):
+        assemble(decoder, vision=tmp_path / "absent.bin", **SIZES)
+    assert main(["new-model", "studies.jsonl", "--vision", "x.bin", "--out", str(tmp_path / "m")]) == 2
+    assert "--vision and --mode go with --decoder" in capsys.readouterr().err
