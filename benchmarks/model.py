@@ -133,13 +133,13 @@ def _tokenizer(model: Mu2ForConditionalGeneration, dtype: torch.dtype, args, row
     def backward(call: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         return lambda: call(projected.requires_grad_()).square().mean().backward()
 
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model.refiner.train(), model.aggregator.train()
     times = seconds(backward(fast), args.runs), seconds(backward(theirs), 1, 0)
     row("μ²Tokenizer forward + backward, ours / literal", "s", *times, "≤ 0.25")
     peaks = tuple(peak_bytes(backward(call)) / 2**30 for call in (fast, theirs))
     row("μ²Tokenizer forward + backward, peak memory", "GiB", *peaks, "≤ 0.333")
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     model.eval()
     for parameter in parts:
         parameter.grad = None

@@ -133,10 +133,10 @@ def test_gradient_checkpointing_changes_no_gradient(pair, frames):
     batch = processor(frames, QUESTIONS, TEXTS[:2])
     model.train()
     plain = gradients(model, batch)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert all(layer.gradient_checkpointing for layer in model.vision_tower.blocks)
     saved = gradients(model, batch)
-    model.gradient_checkpointing_disable()
+    model.activation_checkpointing_disable()
     model.zero_grad()
     model.eval()
     for name, gradient in plain.items():
