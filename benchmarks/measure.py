@@ -1,5 +1,6 @@
 """Time and peak memory of a call, and tables of both, for every benchmark here."""
 
+import ctypes
 import platform
 import statistics
 import time
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 def machine() -> str:
@@ -31,6 +34,15 @@ def seconds(call: Callable[[], object], runs: int = 3, warm: int = 1) -> float:
         if run >= warm:
             times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def give_back_freed_memory() -> None:
+    """From now on a tensor of 1 MiB or more goes back to the system when it is freed.
+
+    glibc otherwise keeps it in a heap that small tensors break up, and the process's size says little of what
+    is alive; a loop that keeps a small result of each large product can take all memory that way.
+    """
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -1,6 +1,6 @@
 """The model at published size beside the paper's equations written out literally, in one process and one run.
 
-    python -m benchmarks.model                   # about 15 minutes and 12 GB on two cores
+    python -m benchmarks.model                   # about 10 minutes and 12 GB on two cores
     python -m benchmarks.model --compile         # ours under torch.compile
     python -m benchmarks.model --dtype bfloat16  # on a GPU
 
@@ -11,12 +11,13 @@ and to the gradients, which both sides hold alike; ours trains with gradient che
 
 import argparse
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks import literal
-from benchmarks.measure import machine, peak_bytes, seconds, table
+from benchmarks.measure import give_back_freed_memory, machine, peak_bytes, seconds, table
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,10 +85,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of ours; the literal side runs once")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
+    give_back_freed_memory()
     torch.manual_seed(0)
     config = Mu2Config(text_config=LLAMA_1B, image_token_id=3)
     with torch.device(DEVICE):
-        model = Mu2ForConditionalGeneration(config).to(dtype)
+        model = Mu2ForConditionalGeneration(config).to(dtype).eval()
     print(f"{machine()}, {args.dtype}{', torch.compile' if args.compile else ''}\n", flush=True)
     rows: list[tuple[str, ...]] = []
 
@@ -95,85 +97,61 @@ def main() -> None:
         rows.append((name, f"{ours:.3g} {unit}", f"{other:.3g} {unit}", f"{ours / other:.3f}", asked))
         print(f"{name}: {' | '.join(rows[-1][1:])}", flush=True)
 
-    image = torch.rand(1, FRAMES, *config.vision_config.image_size, device=DEVICE, dtype=dtype)
-    _tokenizer(model, dtype, args, row)
-    _vision(model, image, args, row)
-    _whole(model, image, args, row)
+    frames = torch.rand(1, FRAMES, *config.vision_config.image_size, device=DEVICE, dtype=dtype)
+    tokens = torch.randn(1, FRAMES, 256, config.text_config.hidden_size, device=DEVICE, dtype=dtype)
+    question = torch.randn(1, QUESTION, config.text_config.hidden_size, device=DEVICE, dtype=dtype)
+    ready = torch.compile if args.compile else lambda call: call
+    tokenizer = Sides(
+        ready(lambda x: model.aggregator(model.refiner(x), question, None)),
+        lambda x: literal.tokenizer(model, x, question),
+    )
+    vision = Sides(
+        ready(model.encode_frames),
+        lambda x: literal.projector(model.projector, literal.tower(model.vision_tower, x.flatten(0, 1))),
+    )
+    with torch.no_grad():
+        ours = seconds(lambda: tokenizer.ours(tokens), args.runs)
+        theirs = seconds(lambda: tokenizer.literal(tokens), 1, 0)
+        row("μ²Tokenizer forward, ours / literal", "s", ours, theirs, "≤ 0.333")
+        least = seconds(plain(tokenizer_products(config, FRAMES * 256, QUESTION), dtype), args.runs)
+        row("μ²Tokenizer forward, ours / plain products", "s", ours, least, "≤ 1.3")
+        ours, theirs = (seconds(lambda side=side: side(frames), args.runs) for side in vision)
+        row("ViT + projector forward, ours / literal", "s", ours, theirs, "≤ 0.667")
+        two, one = (seconds(whole(ready(model), config, frames, n), args.runs) for n in (2, 1))
+        row("whole forward, 2 studies as one batch / twice one", "s", two, 2 * one, "≤ 1.05")
+        ours, theirs = (peak_bytes(lambda side=side: side(frames)) / 2**30 for side in vision)
+        row("ViT + projector forward, peak memory", "GiB", ours, theirs, "≤ 0.5")
+
+    steps = Sides(*(backward(side, tokens) for side in tokenizer))
+    for parameter in (*model.refiner.parameters(), *model.aggregator.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    model.train().activation_checkpointing_enable({"use_reentrant": False})
+    ours, theirs = seconds(steps.ours, args.runs), seconds(steps.literal, 1, 0)
+    row("μ²Tokenizer forward + backward, ours / literal", "s", ours, theirs, "≤ 0.25")
+    ours, theirs = (peak_bytes(step) / 2**30 for step in steps)
+    row("μ²Tokenizer forward + backward, peak memory", "GiB", ours, theirs, "≤ 0.333")
     print("\n" + table(rows, ("figure", "ours", "other", "ratio", "asked for")))
 
 
-def _ready(call: Callable, args: argparse.Namespace) -> Callable:
-    return torch.compile(call) if args.compile else call
+class Sides(NamedTuple):
+    """One job done by the model and by the literal equations."""
+
+    ours: Callable
+    literal: Callable
 
 
-def _tokenizer(model: Mu2ForConditionalGeneration, dtype: torch.dtype, args, row: Callable) -> None:
-    width = model.config.text_config.hidden_size
-    projected = torch.randn(1, FRAMES, 256, width, device=DEVICE, dtype=dtype)
-    question = torch.randn(1, QUESTION, width, device=DEVICE, dtype=dtype)
-
-    def ours(x: Tensor) -> Tensor:
-        return model.aggregator(model.refiner(x), question, None)
-
-    fast = _ready(ours, args)
-
-    def theirs(x: Tensor) -> Tensor:
-        return literal.tokenizer(model, x, question)
-
-    with torch.no_grad():
-        times = seconds(lambda: fast(projected), args.runs), seconds(lambda: theirs(projected), 1, 0)
-        row("μ²Tokenizer forward, ours / literal", "s", *times, "≤ 0.333")
-        products = plain(tokenizer_products(model.config, FRAMES * 256, QUESTION), dtype)
-        least = seconds(products, args.runs)
-        row("μ²Tokenizer forward, ours / plain products", "s", times[0], least, "≤ 1.3")
-
-    parts = [p for part in (model.refiner, model.aggregator) for p in part.parameters()]
-    for parameter in parts:
-        parameter.grad = torch.zeros_like(parameter)
-
-    def backward(call: Callable[[Tensor], Tensor]) -> Callable[[], None]:
-        return lambda: call(projected.requires_grad_()).square().mean().backward()
-
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.refiner.train(), model.aggregator.train()
-    times = seconds(backward(fast), args.runs), seconds(backward(theirs), 1, 0)
-    row("μ²Tokenizer forward + backward, ours / literal", "s", *times, "≤ 0.25")
-    peaks = tuple(peak_bytes(backward(call)) / 2**30 for call in (fast, theirs))
-    row("μ²Tokenizer forward + backward, peak memory", "GiB", *peaks, "≤ 0.333")
-    model.activation_checkpointing_disable()
-    model.eval()
-    for parameter in parts:
-        parameter.grad = None
+def backward(call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """A forward and a backward pass; gradients add up in the parameters and in x."""
+    return lambda: call(x.requires_grad_()).square().mean().backward()
 
 
-@torch.no_grad()
-def _vision(model: Mu2ForConditionalGeneration, image: Tensor, args, row: Callable) -> None:
-    frames = image.flatten(0, 1)
-    fast = _ready(model.encode_frames, args)
-
-    def theirs() -> Tensor:
-        return literal.projector(model.projector, literal.tower(model.vision_tower, frames))
-
-    times = seconds(lambda: fast(image), args.runs), seconds(theirs, 1)
-    row("ViT + projector forward, ours / literal", "s", *times, "≤ 0.667")
-    peaks = peak_bytes(lambda: fast(image)) / 2**30, peak_bytes(theirs) / 2**30
-    row("ViT + projector forward, peak memory", "GiB", *peaks, "≤ 0.5")
-
-
-@torch.no_grad()
-def _whole(model: Mu2ForConditionalGeneration, image: Tensor, args, row: Callable) -> None:
-    queries = model.config.num_query_tokens
-    question = torch.randint(10, 1000, (1, QUESTION), device=DEVICE)
-    text = torch.randint(10, 1000, (1, QUESTION + ANSWER), device=DEVICE)
-    ids = torch.cat([text[:, :1], torch.full((1, queries), 3, device=DEVICE), text[:, 1:]], dim=1)
-    fast = _ready(model, args)
-
-    def forward(studies: int) -> Callable[[], object]:
-        batch = {"input_ids": ids, "pixel_values": image, "question_ids": question}
-        batch = {name: tensor.repeat(studies, *[1] * (tensor.ndim - 1)) for name, tensor in batch.items()}
-        return lambda: fast(**batch)
-
-    two, one = seconds(forward(2), args.runs), seconds(forward(1), args.runs)
-    row("whole forward, 2 studies as one batch / twice one", "s", two, 2 * one, "≤ 1.05")
+def whole(model: Callable, config: Mu2Config, frames: Tensor, studies: int) -> Callable[[], object]:
+    """A forward of volumes, questions and answers."""
+    text = torch.randint(10, 1000, (1, 1 + config.num_query_tokens + QUESTION + ANSWER), device=DEVICE)
+    text[:, 1 : 1 + config.num_query_tokens] = config.image_token_id
+    one = {"input_ids": text, "pixel_values": frames, "question_ids": text[:, -QUESTION:]}
+    batch = {name: tensor.repeat(studies, *[1] * (tensor.ndim - 1)) for name, tensor in one.items()}
+    return lambda: model(**batch)
 
 
 if __name__ == "__main__":
