@@ -10,6 +10,7 @@ from mu2llm import NOTICE
 from mu2llm.data.records import Report, Study, read_jsonl, write_jsonl
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
+from mu2llm.text.labels import NAMES, label
 
 OPTIONS = {"max_new_tokens": 12, "resamples": 50, "min_positives": 1}
 
@@ -72,6 +73,20 @@ def test_without_labels_the_reference_reports_are_the_truth(model, studies, tmp_
     assert result["studies"] == 4
     assert result["finding_truth"] == {"labels": 0, "reference_reports": 4}
     assert result["ceiling_macro_f1"] == 1
+
+
+def test_labels_by_the_names_of_ct_rate_are_judged_by_those_names(model, studies, tmp_path):
+    path = tmp_path / "studies.jsonl"
+    named = [replace(study, labels=label(study.report.text)) for study in studies[:3]]
+    write_jsonl(path, [*named, replace(studies[3], labels=None)])
+    result = evaluate(model, path, tmp_path / "out", cases=0, **OPTIONS)
+    assert result["finding_truth"] == {"labels": 3, "reference_reports": 1}
+    assert result["ceiling_macro_f1"] == 1
+    keys = {row["finding"] for row in result["findings"]}
+    assert keys >= set(NAMES)
+    positives = {row["finding"]: row["positives"] for row in result["findings"]}
+    for name in NAMES:
+        assert positives[name] == sum(study.labels[name] for study in named)
 
 
 def test_user_mistakes(model, studies_file, tmp_path):
