@@ -123,8 +123,8 @@ def test_missing_folder_and_unknown_settings(tmp_path):
     (tmp_path / "set").mkdir()
     with pytest.raises(FileNotFoundError, match=r"reports\.csv is missing"):
         ingest("folder", tmp_path / "set", tmp_path / "out")
-    with pytest.raises(ValueError, match='dataset "ct-rate" is unknown'):
-        ingest("ct-rate", tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match='dataset "mimic" is unknown; take one of folder, '):
+        ingest("mimic", tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match='count: only the "phantom" dataset'):
         ingest("folder", tmp_path, tmp_path / "out", count=3)
 
