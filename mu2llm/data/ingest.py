@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import storage
+from mu2llm.data.amos_mm import read_amos_mm
 from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
 from mu2llm.data.folder import read_folder
@@ -24,6 +25,7 @@ READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
     "folder": read_folder,
     "phantom": read_folder,
     "ct-rate": read_ct_rate,
+    "amos-mm": read_amos_mm,
 }
 
 
