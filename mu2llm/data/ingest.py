@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import storage
+from mu2llm.data.abdomen_atlas import read_abdomen_atlas
 from mu2llm.data.amos_mm import read_amos_mm
 from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
@@ -26,6 +27,7 @@ READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
     "phantom": read_folder,
     "ct-rate": read_ct_rate,
     "amos-mm": read_amos_mm,
+    "abdomen-atlas": read_abdomen_atlas,
 }
 
 
