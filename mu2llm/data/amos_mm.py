@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm.data.folder import REGIONS
+from mu2llm.data.questions import question
 from mu2llm.data.records import Report, Split, Study
 from mu2llm.data.splits import hold_out
 from mu2llm.data.tables import Reject, RowError, below, given, read_json, reject
@@ -111,21 +112,14 @@ def _text(value: Any) -> str:
 
 
 def _questions(items: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """The sound questions as {question, options, answer, reasoning, type}, and what is wrong with others."""
+    """The sound questions (`mu2llm.data.questions`), and what is wrong with the others."""
     sound: list[dict[str, Any]] = []
     faults: list[str] = []
     if not isinstance(items, list | tuple):
         return [], ["qa is not a list"]
     for at, item in enumerate(items, 1):
-        item = item if isinstance(item, dict) else {}
-        options = item.get("options")
-        if not isinstance(item.get("question"), str) or not given(item["question"]):
-            faults.append(f"qa {at} has no question")
-        elif not isinstance(options, dict) or len(options) < 2:
-            faults.append(f"qa {at} has no options to choose from")
-        elif item.get("answer") not in list(options):
-            faults.append(f'qa {at}: answer "{item.get("answer")}" is none of {", ".join(options)}')
-        else:
-            known = ("question", "options", "answer", "reasoning", "type")
-            sound.append({key: item[key] for key in known if item.get(key)})
+        try:
+            sound.append(question(item))
+        except RowError as error:
+            faults.append(f"qa {at}: {error}")
     return sound, faults

@@ -16,6 +16,7 @@ from mu2llm.data.amos_mm import read_amos_mm
 from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
 from mu2llm.data.folder import read_folder
+from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
 from mu2llm.data.tables import Reject, reject
@@ -28,6 +29,7 @@ READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
     "ct-rate": read_ct_rate,
     "amos-mm": read_amos_mm,
     "abdomen-atlas": read_abdomen_atlas,
+    "m3d-cap": read_m3d_cap,
 }
 
 

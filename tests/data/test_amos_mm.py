@@ -121,8 +121,8 @@ def test_a_question_that_is_not_sound_is_left_out_and_named(make, tmp_path, read
     reasons = [json.loads(line)["reason"] for line in lines]
     assert reasons == [
         'training: qa 2: answer "E" is none of A, B, C, D; the question is left out',
-        "training: qa 3 has no options to choose from; the question is left out",
-        "training: qa 4 has no question; the question is left out",
+        "training: qa 3: has no options to choose from; the question is left out",
+        "training: qa 4: has no question; the question is left out",
     ]
 
 
