@@ -15,6 +15,7 @@ from mu2llm.data.abdomen_atlas import read_abdomen_atlas
 from mu2llm.data.amos_mm import read_amos_mm
 from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
+from mu2llm.data.dicom import read_dicom
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.records import Study, write_jsonl
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
     "folder": read_folder,
     "phantom": read_folder,
+    "dicom": read_dicom,
     "ct-rate": read_ct_rate,
     "amos-mm": read_amos_mm,
     "abdomen-atlas": read_abdomen_atlas,
