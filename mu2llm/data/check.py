@@ -55,8 +55,12 @@ def _unit(volume: Volume) -> dict[str, Any]:
 def _rescale(volume: Volume, *, slope: float, intercept: float, spacing: list[float]) -> Volume:
     """The volume in HU, by its dataset's table; VolumeError where table and file contradict each other."""
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
-    own: Any = nibabel.load(volume.source).dataobj  # type: ignore[attr-defined]
+    try:
+        own: Any = nibabel.load(volume.source).dataobj  # type: ignore[attr-defined]
+    except ImageFileError:
+        raise VolumeError(f"{volume.source}: it is no gzipped NIfTI, as its name says") from None
     if (own.slope, own.inter) != (1, 0):
         raise VolumeError(
             f"{volume.source}: its header rescales by slope {own.slope:g}, intercept {own.inter:g}, so it is "

@@ -72,6 +72,7 @@ def ingest(
     studies, rejects = READERS[dataset](root, seed=seed)
     check_splits(studies)
     total = len(studies)
+    studies = list(_of_their_own_name(studies, rejects))
     studies = list(_check_all(studies, rejects, out / "volumes", workers or os.cpu_count() or 1))
     write_jsonl(out / "rejects.jsonl", rejects)
     if not studies:
@@ -98,6 +99,18 @@ def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None
     if "count" not in options:
         raise ValueError(f"{root}: how many phantoms? Give count")
     write_phantoms(Path(root), **options, seed=seed)
+
+
+def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
+    """Yields the studies whose id no other has taken before; all further steps tell studies by it."""
+    first: dict[str, Study] = {}
+    for study in studies:
+        taken = first.setdefault(study.study_id, study)
+        if taken is study:
+            yield study
+        else:
+            reason = f"its study_id {study.study_id} is already that of {taken.meta['file']}; rename one"
+            rejects.append(reject(study.meta["file"], study.meta["row"], reason))
 
 
 def _check_all(studies: list[Study], rejects: list[Reject], copies: Path, workers: int) -> Iterator[Study]:

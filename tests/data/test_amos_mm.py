@@ -76,6 +76,16 @@ def test_forms_that_copies_use(make, tmp_path, read_out):
     assert studies["amos_3"]["report"]["impression"] == "Right renal stone."
 
 
+def test_two_volumes_of_one_name_are_not_mixed_up(make, tmp_path, read_out):
+    other = {**case(3), "image": "./imagesTs/amos_3.nii.gz"}
+    ingest("amos-mm", make([case(1), case(2)], [case(3), other]), tmp_path / "out")
+    studies, rejects = read_out(tmp_path / "out")
+    assert studies["amos_3"]["meta"]["file"] == "./imagesTr/amos_3.nii.gz"
+    assert rejects["./imagesTs/amos_3.nii.gz"] == (
+        "its study_id amos_3 is already that of ./imagesTr/amos_3.nii.gz; rename one"
+    )
+
+
 def test_a_case_in_two_lists_is_an_error_that_names_both(make, tmp_path):
     with pytest.raises(ValueError, match="study amos_7 in train, study amos_7 in test"):
         ingest("amos-mm", make([case(7), case(8)], [case(7)]), tmp_path / "out")

@@ -1,5 +1,7 @@
 """CT-RATE as it is published, in small: names, tables, both versions of the voxels, and every known quirk."""
 
+import gzip
+
 import nibabel
 import numpy as np
 import pytest
@@ -131,7 +133,7 @@ def test_where_both_versions_are_there_the_hu_are_taken(make, tmp_path, read_out
 
 
 def test_stored_values_that_would_be_rescaled_wrongly_are_rejected(make, tmp_path, read_out):
-    names = [f"train_{p}_a_1.nii.gz" for p in range(1, 9)]
+    names = [f"train_{p}_a_1.nii.gz" for p in range(1, 10)]
     root = make(
         names,
         fixed=False,
@@ -145,9 +147,12 @@ def test_stored_values_that_would_be_rescaled_wrongly_are_rejected(make, tmp_pat
         },
         ct={names[1]: {"shift": 0}, names[2]: {"shift": 0, "slope": (1.0, -1024.0)}},
     )
+    plain = path_of(root, names[8], fixed=False)
+    plain.write_bytes(gzip.decompress(plain.read_bytes()))
     ingest("ct-rate", root, tmp_path / "out")
     studies, rejects = read_out(tmp_path / "out")
     assert list(studies) == ["train_1_a_1"]
+    assert len(rejects) == 8
     assert "not in HU, as after rescaling twice" in rejects[names[1]]
     assert "its header rescales by slope 1, intercept -1024" in rejects[names[2]]
     assert "gives no RescaleSlope" in rejects[names[3]]

@@ -1,9 +1,11 @@
 """A whole evaluation of a tiny random model, its files, and the comparison of two."""
 
 import json
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from mu2llm import NOTICE
@@ -149,3 +151,20 @@ def test_what_cannot_be_told_is_null_not_zero(model, studies, tmp_path):
     assert (result["green"], result["green_ci"], result["green_unscored"]) == (None, None, 3)
     assert (result["finding_macro_f1"], result["finding_macro_f1_ci"]) == (None, None)
     assert "not scored" in (tmp_path / "report.html").read_text()
+
+
+def test_studies_without_hu_are_drafted_and_shown_in_published_mode(model, studies, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    settings = tmp_path / "model" / "processor_config.json"
+    settings.write_text(settings.read_text().replace('"mode": "hu"', '"mode": "published"'))
+    scaled = []
+    for number, study in enumerate(studies[:3]):
+        path = tmp_path / f"{number}.npy"
+        np.save(path, np.random.default_rng(number).random((1, 32, 24, 24), np.float32))
+        scaled.append(replace(study, volume=str(path), intensity="unit"))
+    write_jsonl(tmp_path / "studies.jsonl", scaled)
+    evaluate(tmp_path / "model", tmp_path / "studies.jsonl", tmp_path / "out", cases=2, **OPTIONS)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") >= 6
+    with pytest.raises(ValueError, match='mode "hu" cannot read them'):
+        evaluate(model, tmp_path / "studies.jsonl", tmp_path / "hu", cases=0, **OPTIONS)
