@@ -1,11 +1,13 @@
 """CT-RATE as it is published, in small: names, tables, both versions of the voxels, and every known quirk."""
 
 import gzip
+import json
 
 import nibabel
 import numpy as np
 import pytest
 
+from mu2llm.cli import main
 from mu2llm.data.ingest import ingest
 from mu2llm.text.labels import NAMES
 from mu2llm.volume import load_volume
@@ -236,3 +238,13 @@ def test_a_wrong_folder_and_a_wrong_table_are_one_line(tmp_path, make):
     table.write_text("VolumeName,Emphysema\ntrain_1_a_1.nii.gz,1\n")
     with pytest.raises(ValueError, match=r"train_predicted_labels\.csv has no column Medical material"):
         ingest("ct-rate", root, tmp_path / "out")
+
+
+def test_from_the_command_line(make, tmp_path, capsys):
+    root = make(["train_1_a_1.nii.gz", "train_2_a_1.nii.gz", "valid_1_a_1.nii.gz"])
+    words = ["--dataset", "ct-rate", "--root", str(root), "--out", str(tmp_path / "out")]
+    assert main(["data", "ingest", *words]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["dataset"], summary["splits"]) == ("ct-rate", {"train": 1, "val": 1, "test": 1})
+    assert "nodule is seen" not in said.out + said.err
