@@ -18,7 +18,8 @@ def ingest(
     """Checks every CT and report below a folder.
 
     Args:
-        dataset: `folder` (a user's own, with reports.csv) or `phantom` (made first when missing).
+        dataset: `folder` (a user's own, with reports.csv), `phantom` (made first when missing), or one of
+            the published ones that docs/data.md names.
         root: the folder; it stays where it is, records name the volumes in it.
         dataset_version: tells one state of the folder from another, so that a cached result is not taken for
             a changed folder's.

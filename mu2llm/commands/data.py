@@ -4,17 +4,31 @@ import argparse
 import json
 from typing import Any
 
+# The names of mu2llm.data.ingest.READERS, which are not imported here: help is instant.
+DATASETS = ("folder", "dicom", "ct-rate", "amos-mm", "abdomen-atlas", "m3d-cap", "phantom")
+
 
 def add(commands: Any) -> None:
     """Adds the verbs to the parser's commands."""
     data = commands.add_parser("data", help="CTs and reports → Study records").add_subparsers(
         metavar="VERB", required=True
     )
-    ingest = data.add_parser("ingest", help="check a folder of CTs with its reports.csv")
-    ingest.add_argument("root", help="folder with the volumes and reports.csv")
+    ingest = data.add_parser("ingest", help="check a dataset's CTs and reports and write Study records")
+    ingest.add_argument("folder", nargs="?", help="the same as --root")
+    ingest.add_argument("--dataset", default="folder", choices=DATASETS, help="its layout (default: folder)")
+    ingest.add_argument("--root", help="folder of the dataset, or s3://bucket/key (docs/data.md: layouts)")
     ingest.add_argument("--out", required=True, help="folder for studies.jsonl, rejects.jsonl, ingest.json")
     ingest.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
+    ingest.add_argument("--workers", type=int, help="processes that open volumes (default: one a core)")
+    ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
+    ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
     ingest.set_defaults(run=run_ingest)
+
+    overlap = data.add_parser(
+        "overlap", help="which CTs stand in several ingested datasets, and in which split"
+    )
+    overlap.add_argument("ingested", nargs="+", help="folders that data ingest wrote")
+    overlap.set_defaults(run=run_overlap)
 
     phantom = data.add_parser("phantom", help="write synthetic CTs with true findings and their reports")
     phantom.add_argument("root", help="folder to write")
@@ -34,7 +48,19 @@ def add(commands: Any) -> None:
 def run_ingest(args: argparse.Namespace) -> None:
     from mu2llm.data.ingest import ingest
 
-    print(json.dumps(ingest("folder", args.root, args.out, seed=args.seed), indent=1, ensure_ascii=False))
+    if (args.folder is None) == (args.root is None):
+        raise ValueError("data ingest: give the dataset's folder once, as FOLDER or as --root")
+    phantom = {name: getattr(args, name) for name in ("count", "preset") if getattr(args, name) is not None}
+    summary = ingest(
+        args.dataset, args.folder or args.root, args.out, seed=args.seed, workers=args.workers, **phantom
+    )
+    print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def run_overlap(args: argparse.Namespace) -> None:
+    from mu2llm.data.overlap import shared_volumes
+
+    print(json.dumps(shared_volumes(args.ingested), indent=1, ensure_ascii=False))
 
 
 def run_phantom(args: argparse.Namespace) -> None:

@@ -1,23 +1,15 @@
 """The folder dataset: a hospital's own CTs with a reports.csv beside them (docs/data.md)."""
 
-import csv
-import hashlib
-import io
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from mu2llm.data.records import Report, Split, Study
+from mu2llm.data.splits import spread
+from mu2llm.data.tables import Reject, Row, RowError, below, read_csv, reject
 
 REPORT_COLUMNS = ("volume", "report", "patient_id", "split", "findings", "impression", "region", "study_id")
 REGIONS = ("chest", "abdomen", "pelvis")
-
-Row = dict[str, str]
-Reject = dict[str, Any]
-
-
-class RowError(ValueError):
-    """Why one row is rejected."""
 
 
 def read_folder(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[Reject]]:
@@ -36,7 +28,7 @@ def read_folder(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[R
             f"{root}/reports.csv is missing: write one with the columns volume, report (and, if known, "
             f"{', '.join(REPORT_COLUMNS[2:])}), one CT a row; docs/data.md shows an example"
         )
-    rows = _read_csv(root / "reports.csv", ("volume", "report"))
+    rows = read_csv(root / "reports.csv", ("volume", "report"), any_case=REPORT_COLUMNS)
     stems = [Path(_bare(row["volume"])).name for row in rows]
     alone = len(set(stems)) == len({row["volume"] for row in rows})  # else tell volumes apart by their path
     labels = _read_labels(root)
@@ -55,26 +47,17 @@ def read_folder(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[R
                     raise RowError(f"{what.split()[0]} already stands in row {seen[what]}")
             study.labels, study.meta = truth, {"file": row["volume"], "row": number}
         except RowError as error:
-            rejects.append({"volume": row["volume"], "row": number, "reason": str(error)})
+            rejects.append(reject(row["volume"], number, error))
         else:
             studies.append(study)
-    rejects += [
-        {"volume": volume, "row": 0, "reason": "labels.csv names it, reports.csv does not"}
-        for volume in labels
-    ]
-    _split(studies, seed)
+    rejects += [reject(volume, 0, "labels.csv names it, reports.csv does not") for volume in labels]
+    spread(studies, seed)
     return studies, rejects
 
 
 def _study(root: Path, row: Row, name: str) -> Study:
     """One row as a Study; its split is "" where the row gives none."""
-    if not row["volume"]:
-        raise RowError("the volume is empty")
-    path = (root / row["volume"]).resolve()
-    if not path.is_relative_to(root):
-        raise RowError("the volume lies outside the dataset's folder; move it in")
-    if not path.exists():
-        raise RowError("no such file below the dataset's folder")
+    path = below(root, row["volume"])
     findings, impression = row.get("findings", ""), row.get("impression", "")
     if not findings:
         findings = row["report"]
@@ -91,7 +74,7 @@ def _study(root: Path, row: Row, name: str) -> Study:
         study_id=row.get("study_id") or name,
         patient_id=row.get("patient_id") or name,
         dataset="folder",
-        split=split,  # type: ignore[arg-type]  # filled by _split
+        split=split,  # type: ignore[arg-type]  # filled by spread
         volume=str(path),
         intensity="hu",
         report=Report(findings, impression, {region: findings} if region else {}),
@@ -103,7 +86,7 @@ def _read_labels(root: Path) -> dict[str, dict[str, int] | RowError]:
     labels: dict[str, dict[str, int] | RowError] = {}
     if not (root / "labels.csv").is_file():
         return labels
-    for number, row in enumerate(_read_csv(root / "labels.csv", ("volume",)), 2):
+    for number, row in enumerate(read_csv(root / "labels.csv", ("volume",), any_case=("volume",)), 2):
         volume = row.pop("volume")
         wrong = [name for name, value in row.items() if value not in ("0", "1")]
         if volume in labels:
@@ -117,62 +100,6 @@ def _read_labels(root: Path) -> dict[str, dict[str, int] | RowError]:
     return labels
 
 
-def _read_csv(path: Path, needed: tuple[str, ...]) -> list[Row]:
-    """All rows with trimmed values; column names in lower case for reports.csv's own columns."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
-    header = text.partition("\n")[0]
-    delimiter = ";" if ";" in header and "," not in header else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}; quote texts that hold commas") from error
-    names = {name: name.strip() for name in reader.fieldnames or () if name.strip()}
-    names |= {name: key.lower() for name, key in names.items() if key.lower() in REPORT_COLUMNS}
-    missing = [name for name in needed if name not in names.values()]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(needed)} and has "
-            f"{', '.join(names.values()) or 'none'}"
-        )
-    for number, row in enumerate(rows, 2):
-        if any(key is None for key in row):
-            raise ValueError(f"{path}, row {number}: more fields than columns; quote texts that hold commas")
-    return [{key: (row[name] or "").strip() for name, key in names.items()} for row in rows]
-
-
 def _bare(volume: str) -> str:
     """a/scan_7 of a/scan_7.nii.gz."""
     return re.sub(r"\.(nii|nii\.gz|zip)$", "", volume, flags=re.IGNORECASE)
-
-
-def _split(studies: list[Study], seed: int) -> None:
-    """Gives every study its patient's split; the same patients and seed always fall the same way."""
-    given: dict[str, Study] = {}
-    for study in studies:
-        first = given.setdefault(study.patient_id, study) if study.split else study
-        if first.split != study.split:
-            raise ValueError(
-                f"one patient stands in two splits: study {first.study_id} in {first.split}, study "
-                f"{study.study_id} in {study.split}; give both the same split in reports.csv"
-            )
-    free = {study.patient_id for study in studies} - set(given)
-    place = {patient: _hash(f"{seed} {patient}") for patient in free}
-    chosen: dict[str, Split] = {
-        patient: "train" if at < 0.8 else "val" if at < 0.9 else "test" for patient, at in place.items()
-    }
-    if not given and len(free) >= 3:  # few patients can all fall into one split; the ends of the order move
-        order = sorted(free, key=lambda patient: place[patient])
-        chosen[order[0]], chosen[order[-1]] = "train", "test"
-        if "val" not in chosen.values():
-            chosen[order[-2]] = "val"
-    for study in studies:
-        study.split = given[study.patient_id].split if study.patient_id in given else chosen[study.patient_id]
-
-
-def _hash(text: str) -> float:
-    """Evenly spread over [0, 1)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64

@@ -1,30 +1,42 @@
 """Ingest: CTs and reports become checked Study records. Every volume is opened; a bad one is rejected."""
 
-import hashlib
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from mu2llm import storage
+from mu2llm.data.abdomen_atlas import read_abdomen_atlas
+from mu2llm.data.amos_mm import read_amos_mm
+from mu2llm.data.check import check_volume_file
+from mu2llm.data.ct_rate import read_ct_rate
+from mu2llm.data.dicom import read_dicom
 from mu2llm.data.folder import read_folder
+from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.records import Study, write_jsonl
-from mu2llm.volume import VolumeError, load_volume
+from mu2llm.data.splits import check_splits
+from mu2llm.data.tables import Reject, reject
 
 log = logging.getLogger(__name__)
 
-# Fat has -100 HU and every CT of a body shows some; stored values that were never rescaled start at 0.
-HIGHEST_MINIMUM = -50
+READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
+    "folder": read_folder,
+    "phantom": read_folder,
+    "dicom": read_dicom,
+    "ct-rate": read_ct_rate,
+    "amos-mm": read_amos_mm,
+    "abdomen-atlas": read_abdomen_atlas,
+    "m3d-cap": read_m3d_cap,
+}
 
 
 def ingest(
-    dataset: Literal["folder", "phantom"],
+    dataset: str,
     root: str | Path,
     out: str | Path,
     *,
@@ -34,30 +46,34 @@ def ingest(
 ) -> dict[str, Any]:
     """Reads a dataset and writes `out/studies.jsonl`, `out/rejects.jsonl` and `out/ingest.json`.
 
-    dataset: "folder" (`root` holds CTs and reports.csv; docs/data.md) or "phantom": the same after
-        `mu2llm.data.phantom.write_phantoms(root, **phantom, seed=seed)` (count, preset).
+    dataset: a name of `READERS`; docs/data.md shows the layout that each reads below `root`. Of "phantom"
+        `root` is filled first by `mu2llm.data.phantom.write_phantoms(root, **phantom, seed=seed)` (count,
+        preset), unless it holds phantoms and no `phantom` is given.
     root: a local folder, or s3://bucket/key, which is copied to `out/source` first.
-    seed: of the split by patient, where reports.csv gives none.
+    out: a local folder. Volumes of stored values are written into `out/volumes` in HU; others stay.
+    seed: of the split by patient, where the dataset gives none.
     workers: processes that open volumes; all cores by default.
     Returns what ingest.json holds: counts of studies, patients, splits and rejects, and how often each
-    finding stands in labels.csv (or, where that says nothing of a study, in its report).
+    finding stands in the labels (or, where there are none of a study, in its report).
     Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row.
     """
+    if dataset not in READERS:
+        raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}')
+    if "://" in str(out):
+        raise ValueError(f"{out}: ingest writes to a local folder; give one and copy it from there")
     if dataset == "phantom":
-        from mu2llm.data.phantom import write_phantoms
-
-        if str(root).startswith("s3://"):
-            raise ValueError(f"{root}: phantoms are written to a local folder; give one")
-        write_phantoms(Path(root), **phantom, seed=seed)
-    elif dataset != "folder":
-        raise ValueError(f'dataset "{dataset}" is unknown; take "folder" or "phantom"')
+        _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
     out = Path(out)
     root = storage.fetch(root, out / "source")
-    studies, rejects = read_folder(root, seed=seed)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: a file, not a folder with a dataset")
+    studies, rejects = READERS[dataset](root, seed=seed)
+    check_splits(studies)
     total = len(studies)
-    studies = list(_check_all(studies, rejects, workers or os.cpu_count() or 1))
+    studies = list(_of_their_own_name(studies, rejects))
+    studies = list(_check_all(studies, rejects, out / "volumes", workers or os.cpu_count() or 1))
     write_jsonl(out / "rejects.jsonl", rejects)
     if not studies:
         raise ValueError(_nothing_left(root, out, rejects))
@@ -73,56 +89,74 @@ def ingest(
     return summary
 
 
-def _check_all(studies: list[Study], rejects: list[dict[str, Any]], workers: int) -> Iterator[Study]:
-    """Yields the studies whose volume is sound, with what was found in `meta`; the others go to `rejects`."""
-    first: dict[str, Study] = {}  # by the hash of the voxels
-    for done, (study, found) in enumerate(zip(studies, _found(studies, workers), strict=True), 1):
-        reason = found.pop("reason", None)
-        if reason is None and first.setdefault(found["sha256"], study) is not study:
-            reason = f"the same voxels as study {first[found['sha256']].study_id}; list each CT once"
-        if reason is None:
-            study.meta |= found
+def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None:
+    from mu2llm.data.phantom import write_phantoms
+
+    if "://" in str(root):
+        raise ValueError(f"{root}: phantoms are written to a local folder; give one")
+    if not options and (Path(root) / "phantom.txt").exists():
+        return
+    if "count" not in options:
+        raise ValueError(f"{root}: how many phantoms? Give count")
+    write_phantoms(Path(root), **options, seed=seed)
+
+
+def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
+    """Yields the studies whose id no other has taken before; all further steps tell studies by it."""
+    first: dict[str, Study] = {}
+    for study in studies:
+        taken = first.setdefault(study.study_id, study)
+        if taken is study:
             yield study
         else:
-            rejects.append({"volume": study.meta["file"], "row": study.meta["row"], "reason": reason})
+            reason = f"its study_id {study.study_id} is already that of {taken.meta['file']}; rename one"
+            rejects.append(reject(study.meta["file"], study.meta["row"], reason))
+
+
+def _check_all(studies: list[Study], rejects: list[Reject], copies: Path, workers: int) -> Iterator[Study]:
+    """Yields the studies whose volume is sound, with what was found in `meta`; the others go to `rejects`."""
+    first: dict[str, Study] = {}  # by the hash of the voxels
+    for done, (study, found) in enumerate(zip(studies, _found(studies, copies, workers), strict=True), 1):
+        reason, copy = found.pop("reason", None), found.pop("copy", None)
+        if reason is None and first.setdefault(found["sha256"], study) is not study:
+            reason = _same_voxels(study, first[found["sha256"]])
+        if reason is None:
+            study.meta |= found
+            if copy:
+                study.meta["stored_volume"], study.volume, study.intensity = study.volume, copy, "hu"
+            yield study
+        else:
+            if copy:
+                Path(copy).unlink()
+            rejects.append(reject(study.meta["file"], study.meta["row"], reason))
             log.warning("rejected: study %s: %s", study.study_id, reason)
         if done % 500 == 0 or done == len(studies):
             log.info("ingest: %d of %d volumes checked", done, len(studies))
 
 
-def _found(studies: list[Study], workers: int) -> Iterator[dict[str, Any]]:
-    paths = [study.volume for study in studies]
-    if workers == 1 or len(paths) < 16:
-        yield from map(check_volume_file, paths)
+def _same_voxels(study: Study, first: Study) -> str:
+    where = "" if study.split == first.split else f", which is in {first.split}, not {study.split}"
+    return f"the same voxels as study {first.study_id}{where}; list each CT once"
+
+
+def _found(studies: list[Study], copies: Path, workers: int) -> Iterator[dict[str, Any]]:
+    check = partial(check_volume_file, copies=copies)
+    if workers == 1 or len(studies) < 16:
+        yield from map(check, studies)
         return
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(check_volume_file, paths, chunksize=8)
+        yield from pool.map(check, studies, chunksize=8)
 
 
-def check_volume_file(path: str) -> dict[str, Any]:
-    """Opens one volume: {"shape", "spacing", "sha256"} of the voxels, or {"reason"} why it is no CT in HU."""
-    try:
-        volume = load_volume(path)
-        volume.to_ras()  # reports speak of sides, so a file that cannot tell them is no use
-    except (VolumeError, OSError) as error:
-        return {"reason": " ".join(str(error).removeprefix(f"{path}: ").removeprefix(f"{path}, ").split())}
-    lowest = float(volume.array.min())
-    if lowest > HIGHEST_MINIMUM:
-        return {"reason": f"its lowest value is {lowest:g}: not in HU; rescale the stored values"}
-    voxels = np.asfortranarray(volume.array).T
-    return {
-        "shape": list(volume.array.shape),
-        "spacing": [round(mm, 4) for mm in volume.spacing],
-        "sha256": hashlib.sha256(repr(voxels.shape).encode() + voxels.tobytes()).hexdigest(),
-    }
-
-
-def _nothing_left(root: Path, out: Path, rejects: list[dict[str, Any]]) -> str:
+def _nothing_left(root: Path, out: Path, rejects: list[Reject]) -> str:
     """Why no study is left, with the remedy."""
-    if all(name.endswith((".csv", ".txt")) for name in storage.list_files(root)):
-        return f"{root} holds no CT (.nii, .nii.gz, DICOM folder or zip); put the volumes beside reports.csv"
+    if all(name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)):
+        return (
+            f"{root} holds no CT (.nii, .nii.gz, DICOM folder or zip); put the volumes beside reports.csv, "
+            "or of a published dataset where docs/data.md shows them"
+        )
     if not rejects:
-        return f"{root}/reports.csv has no rows; write one row for each CT"
+        return f"{root}: its table has no rows; write one row for each CT"
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
     example = next(reject["volume"] for reject in rejects if reject["reason"] == reason)
     return (

@@ -16,6 +16,8 @@ from mu2llm.evaluation.drafts import MODES, Mode, draft, load
 from mu2llm.evaluation.green import CATEGORIES, LETTERS
 from mu2llm.evaluation.judges import Judge, Judgement, RulesJudge
 from mu2llm.text.findings import extract, finding_keys
+from mu2llm.text.labels import NAMES as LABEL_NAMES
+from mu2llm.text.labels import label
 
 # What the keys of evaluation.json begin with, by the volumes that the model was given.
 PREFIXES: dict[Mode, str] = {"real": "", "blank": "floor_blank_", "shuffled": "floor_shuffled_"}
@@ -179,13 +181,15 @@ def _finding_f1(
 ) -> dict[str, Any]:
     """F1 of the findings that drafts state, against Study.labels where given, else the reference's findings.
 
+    Labels may be finding keys ("pleural effusion, left") or the 18 names of CT-RATE ("Pleural effusion").
     The reference reports themselves go the same way: their F1 is the ceiling that a perfect draft would
     reach, and a low one says that labels and reports use other names.
     """
-    said = {mode: [finding_keys(extract(text)) for text in texts] for mode, texts in drafts.items()}
-    in_reference = [finding_keys(extract(text)) for text in references]
+    said = {mode: [_named(text) for text in texts] for mode, texts in drafts.items()}
+    in_reference = [_named(text) for text in references]
     # Without labels every key that anybody names can be judged: a finding of the draft alone is false.
-    open_keys = sorted(set().union(*in_reference, *(keys for texts in said.values() for keys in texts)))
+    anybody = set().union(*in_reference, *(keys for texts in said.values() for keys in texts))
+    open_keys = sorted(anybody - set(LABEL_NAMES))
     truth = [
         study.labels if study.labels is not None else {key: int(key in keys) for key in open_keys}
         for study, keys in zip(studies, in_reference, strict=True)
@@ -210,6 +214,11 @@ def _finding_f1(
         for real, blank, shuffled in zip(tables["real"], tables["blank"], tables["shuffled"], strict=True)
     ]
     return part
+
+
+def _named(text: str) -> set[str]:
+    """What a report states, by both kinds of name that Study.labels may use; they differ in their capital."""
+    return finding_keys(extract(text)) | {name for name, present in label(text).items() if present}
 
 
 def _write(

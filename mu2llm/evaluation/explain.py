@@ -50,5 +50,6 @@ def explain(
     image = nibabel.Nifti1Image(saliency, scan.affine)
     image.header["descrip"] = NOTICE.encode()
     nibabel.save(image, out / "saliency.nii.gz")
-    (out / "saliency.png").write_bytes(overlay_png(scan, saliency))
+    window = (-160.0, 240.0) if scan.intensity == "hu" else (0.0, 1.0)
+    (out / "saliency.png").write_bytes(overlay_png(scan, saliency, window=window))
     return draft

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -155,14 +155,17 @@ def _case(study: Study, draft: str, judgement: Judgement) -> dict[str, Any]:
 
 
 def _pictures(study: Study) -> list[str]:
-    """Three axial slices as base64 PNG, in a grey curve that shows lung, soft tissue and calcium at once."""
+    """Three axial slices as base64 PNG, in a grey curve that shows lung, soft tissue and calcium at once; of
+    a volume without HU (M3D-Cap, 32 slices) in its own greys."""
     from mu2llm import storage
     from mu2llm.volume import prepare_frames
     from mu2llm.volume.pictures import slices_png
 
+    mode: Literal["published", "hu"] = "published" if study.intensity == "unit" else "hu"
     with tempfile.TemporaryDirectory() as folder:
-        frames = prepare_frames(storage.fetch(study.volume, folder), mode="hu", size=192, depth=96)
-    return [base64.b64encode(png).decode() for png in reversed(slices_png(frames, count=3))]
+        path = storage.fetch(study.volume, folder)
+        frames = prepare_frames(path, mode=mode, size=192, depth=96 if mode == "hu" else 32)
+    return [base64.b64encode(png).decode() for png in reversed(slices_png(frames, count=3, mode=mode))]
 
 
 def _panels(r: dict[str, Any]) -> list[dict[str, Any]]:

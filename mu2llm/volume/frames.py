@@ -32,7 +32,7 @@ def prepare_frames(
 ) -> np.ndarray:
     """Makes the frames of one volume: float32 (T, K, S, S) in [0, 1], T = depth / frame_slices, S = size.
 
-    path: a .nii or .nii.gz file, a DICOM folder or zip, or a `Volume`.
+    path: a .nii or .nii.gz file, a DICOM folder or zip, a .npy in [0, 1], or a `Volume`.
     mode "published": what the published code does (u2Transform.py): intensities between the 0.5 and 99.5
         percentiles scaled to [0, 1], cropped to what is above 0, in-plane resize by one ratio, up to `depth`
         slices kept, more resized to `depth`, zeros behind. Axes: slice, then the array's first and second
@@ -128,6 +128,11 @@ def percentiles(array: np.ndarray, percents: Sequence[float]) -> list[float]:
 
 def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.ndarray:
     """(depth, size, size) in z, y, x of RAS."""
+    if volume.intensity != "hu":
+        raise VolumeError(
+            f'{volume.source}: its values are scaled to [0, 1], so mode "hu" cannot read them; use a model '
+            'of mode "published"'
+        )
     hounsfield, greys = np.array(window, dtype=np.float64).reshape(-1, 2).T
     if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
         raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")

@@ -1,4 +1,4 @@
-"""One way in for every kind of CT: a NIfTI file, a DICOM folder, or a zip of DICOM."""
+"""One way in for every kind of CT: a NIfTI file, a DICOM folder, a zip of DICOM, a .npy in [0, 1]."""
 
 import io
 import zipfile
@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from .dicom import read_series
 from .nifti import MAX_BYTES, read_nifti
+from .unit import MAGIC, read_unit
 from .volume import Volume, VolumeError
 
 MAX_FILES = 20_000  # in a folder or zip; the longest CT series have a few thousand slices
@@ -16,7 +17,8 @@ MAX_FILES = 20_000  # in a folder or zip; the longest CT series have a few thous
 def load_volume(path: str | Path) -> Volume:
     """Reads and checks one CT volume.
 
-    path: a .nii or .nii.gz file, a folder with one DICOM series, or a zip of one; told by content, not name.
+    path: a .nii or .nii.gz file, a folder with one DICOM series, a zip of one, or a .npy scaled to [0, 1]
+        (`read_unit`); told by content, not name.
     Raises FileNotFoundError when nothing is there, VolumeError (one clear line) when it is no sound volume.
     """
     path = Path(path)
@@ -32,7 +34,7 @@ def load_volume(path: str | Path) -> Volume:
 
 
 def load_volume_bytes(data: bytes, name: str = "") -> Volume:
-    """Reads a volume that travelled as bytes: NIfTI, plain or gzipped, or a zip of one DICOM series.
+    """Reads a volume that travelled as bytes: NIfTI, plain or gzipped, a zip of one DICOM series, .npy.
 
     `name` is used in messages only. Raises VolumeError (one clear line) when it is no sound volume.
     """
@@ -50,6 +52,8 @@ def _read(stream: BinaryIO, size: int, source: str) -> Volume:
     stream.seek(0)
     if start[:4] == b"PK\x03\x04":
         return _read_zip(stream, source)
+    if start.startswith(MAGIC):
+        return read_unit(stream, size, source)
     if start[128:] == b"DICM":
         raise VolumeError(f"{source}: one DICOM file is one slice; give the folder or a zip of the series")
     return read_nifti(stream, size, source)

@@ -1,6 +1,7 @@
 """One CT volume in memory, and the one error that every reader raises."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,8 @@ class VolumeError(ValueError):
 class Volume:
     """A CT volume as its file stores it.
 
-    array: (X, Y, Z) int16 or float32, HU once the file's own slope and intercept are applied.
+    array: (X, Y, Z) int16 or float32, HU once the file's own slope and intercept are applied; with intensity
+        "unit" float32 in [0, 1], of which no HU, spacing or sides are known (M3D-Cap).
     affine: (4, 4) float64, voxel indices to millimetres in RAS+ (x to the right, y to the front, z upwards).
     source: what it was read from, for messages.
     oriented: False when the file states no orientation, so that left and right cannot be told.
@@ -23,6 +25,7 @@ class Volume:
     affine: np.ndarray
     source: str = ""
     oriented: bool = True
+    intensity: Literal["hu", "unit"] = "hu"
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -57,10 +60,10 @@ class Volume:
                 f"{self.source}: its axes are {skew:.1f}° off a right angle (gantry tilt); resample it first"
             )
         codes = turn.io_orientation(self.affine)
-        return Volume(
+        return replace(
+            self,
             array=turn.apply_orientation(self.array, codes),
             affine=self.affine @ turn.inv_ornt_aff(codes, self.array.shape),
-            source=self.source,
         )
 
 

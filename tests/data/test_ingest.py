@@ -7,7 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from mu2llm.data.ingest import ingest
+from mu2llm.cli import main
+from mu2llm.commands.data import DATASETS
+from mu2llm.data.ingest import READERS, ingest
 from mu2llm.data.records import Study, read_jsonl
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -123,8 +125,8 @@ def test_missing_folder_and_unknown_settings(tmp_path):
     (tmp_path / "set").mkdir()
     with pytest.raises(FileNotFoundError, match=r"reports\.csv is missing"):
         ingest("folder", tmp_path / "set", tmp_path / "out")
-    with pytest.raises(ValueError, match='dataset "ct-rate" is unknown'):
-        ingest("ct-rate", tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match='dataset "mimic" is unknown; take one of folder, '):
+        ingest("mimic", tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match='count: only the "phantom" dataset'):
         ingest("folder", tmp_path, tmp_path / "out", count=3)
 
@@ -152,3 +154,52 @@ def test_phantoms_go_the_same_way_as_a_hospitals_data(tmp_path):
     assert (summary["dataset"], summary["studies"], summary["labelled"]) == ("phantom", 12, 12)
     again = ingest("folder", tmp_path / "set", tmp_path / "again", seed=1)
     assert {**again, "dataset": "phantom"} == summary
+
+
+def test_the_command_takes_the_folder_in_both_forms(tmp_path, capsys):
+    dataset(tmp_path / "set", 3)
+    assert main(["data", "ingest", str(tmp_path / "set"), "--out", str(tmp_path / "a")]) == 0
+    first = json.loads(capsys.readouterr().out)
+    words = ["--dataset", "folder", "--root", str(tmp_path / "set"), "--out", str(tmp_path / "b")]
+    assert main(["data", "ingest", *words, "--workers", "1"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert first["studies"] == 3
+
+
+def test_the_command_makes_phantoms_and_takes_those_that_are_there(tmp_path, capsys):
+    words = ["data", "ingest", "--dataset", "phantom", "--root", str(tmp_path / "set")]
+    assert main([*words, "--out", str(tmp_path / "none")]) == 2
+    assert "how many phantoms? Give count" in capsys.readouterr().err
+    assert main([*words, "--count", "4", "--preset", "demo", "--out", str(tmp_path / "a")]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["dataset"], first["studies"]) == ("phantom", 4)
+    assert main([*words, "--out", str(tmp_path / "b")]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (("--out", "{tmp}/out"), "give the dataset's folder once"),
+        (("{tmp}", "--root", "{tmp}", "--out", "{tmp}/out"), "give the dataset's folder once"),
+        (("{tmp}", "--count", "3", "--out", "{tmp}/out"), 'count: only the "phantom" dataset takes it'),
+        (("{tmp}", "--out", "s3://bucket/out"), "s3://bucket/out: ingest writes to a local folder"),
+        (("{tmp}/a.csv", "--out", "{tmp}/out"), "a.csv: a file, not a folder"),
+        (("{tmp}", "--dataset", "mimic", "--out", "{tmp}/out"), "mimic"),
+        (("{tmp}", "--dataset", "ct-rate", "--out", "{tmp}/out"), "into which CT-RATE was downloaded"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, words, cause):
+    (tmp_path / "a.csv").touch()
+    try:
+        status = main(["data", "ingest", *(word.format(tmp=tmp_path) for word in words)])
+    except SystemExit as leaving:
+        status = leaving.code
+    err = capsys.readouterr().err
+    assert status == 2
+    assert cause in err
+    assert err.count("\n") == 1
+
+
+def test_the_command_offers_every_dataset():
+    assert set(DATASETS) == set(READERS)

@@ -1,15 +1,18 @@
 """A whole evaluation of a tiny random model, its files, and the comparison of two."""
 
 import json
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from mu2llm import NOTICE
 from mu2llm.data.records import Report, Study, read_jsonl, write_jsonl
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
+from mu2llm.text.labels import NAMES, label
 
 OPTIONS = {"max_new_tokens": 12, "resamples": 50, "min_positives": 1}
 
@@ -74,6 +77,20 @@ def test_without_labels_the_reference_reports_are_the_truth(model, studies, tmp_
     assert result["ceiling_macro_f1"] == 1
 
 
+def test_labels_by_the_names_of_ct_rate_are_judged_by_those_names(model, studies, tmp_path):
+    path = tmp_path / "studies.jsonl"
+    named = [replace(study, labels=label(study.report.text)) for study in studies[:3]]
+    write_jsonl(path, [*named, replace(studies[3], labels=None)])
+    result = evaluate(model, path, tmp_path / "out", cases=0, **OPTIONS)
+    assert result["finding_truth"] == {"labels": 3, "reference_reports": 1}
+    assert result["ceiling_macro_f1"] == 1
+    keys = {row["finding"] for row in result["findings"]}
+    assert keys >= set(NAMES)
+    positives = {row["finding"]: row["positives"] for row in result["findings"]}
+    for name in NAMES:
+        assert positives[name] == sum(study.labels[name] for study in named)
+
+
 def test_user_mistakes(model, studies_file, tmp_path):
     with pytest.raises(ValueError, match="no study of the split 'val'"):
         evaluate(model, studies_file, tmp_path, split="val")
@@ -134,3 +151,20 @@ def test_what_cannot_be_told_is_null_not_zero(model, studies, tmp_path):
     assert (result["green"], result["green_ci"], result["green_unscored"]) == (None, None, 3)
     assert (result["finding_macro_f1"], result["finding_macro_f1_ci"]) == (None, None)
     assert "not scored" in (tmp_path / "report.html").read_text()
+
+
+def test_studies_without_hu_are_drafted_and_shown_in_published_mode(model, studies, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    settings = tmp_path / "model" / "processor_config.json"
+    settings.write_text(settings.read_text().replace('"mode": "hu"', '"mode": "published"'))
+    scaled = []
+    for number, study in enumerate(studies[:3]):
+        path = tmp_path / f"{number}.npy"
+        np.save(path, np.random.default_rng(number).random((1, 32, 24, 24), np.float32))
+        scaled.append(replace(study, volume=str(path), intensity="unit"))
+    write_jsonl(tmp_path / "studies.jsonl", scaled)
+    evaluate(tmp_path / "model", tmp_path / "studies.jsonl", tmp_path / "out", cases=2, **OPTIONS)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") >= 6
+    with pytest.raises(ValueError, match='mode "hu" cannot read them'):
+        evaluate(model, tmp_path / "studies.jsonl", tmp_path / "hu", cases=0, **OPTIONS)

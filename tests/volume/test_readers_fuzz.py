@@ -27,6 +27,12 @@ def slices(tmp_path_factory, write_series):
     return [file.read_bytes() for file in sorted(folder.iterdir())]
 
 
+def unit():
+    buffer = io.BytesIO()
+    np.save(buffer, np.random.default_rng(0).random((1, 4, 5, 6), np.float32))
+    return buffer.getvalue()
+
+
 def zipped(files):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -67,7 +73,7 @@ def check(data):
 @settings(max_examples=150, **RELAXED)
 @given(
     data=st.binary(max_size=2000),
-    start=st.sampled_from([b"", b"\x1f\x8b\x08\0", b"PK\x03\x04", b"\x5c\x01\0\0"]),
+    start=st.sampled_from([b"", b"\x1f\x8b\x08\0", b"PK\x03\x04", b"\x5c\x01\0\0", b"\x93NUMPY\x01\0"]),
 )
 def test_random_bytes(data, start):
     check(start + data)
@@ -79,6 +85,12 @@ def test_damaged_nifti(damage):
     check(damage(nifti()))
     check(gzip.compress(damage(nifti()), 1))
     check(damage(gzip.compress(nifti(), 1)))
+
+
+@settings(max_examples=300, **RELAXED)
+@given(damage=mutations(limit=250))
+def test_damaged_npy(damage):
+    check(damage(unit()))
 
 
 @settings(max_examples=100, **RELAXED)

@@ -1,0 +1,107 @@
+"""What the readers of datasets share: tables and lists from disk, words for "nothing", and rejected rows."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, str]
+Reject = dict[str, Any]
+
+# How published tables say that a text is not there.
+_NOTHING = ("not given.", "not given", "nan", "none", "n/a")
+
+
+class RowError(ValueError):
+    """Why one row is rejected."""
+
+
+def given(text: str | None) -> str:
+    """The text without the space around it; "" where the table says only that there is none."""
+    text = (text or "").strip()
+    return "" if text.lower() in _NOTHING else text
+
+
+def number(text: str | None) -> float | None:
+    """The number of a cell; None where the cell says that there is none. Raises RowError for another text."""
+    text = given(text)
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise RowError(f'"{text}" is no number') from None
+
+
+def reject(volume: str, row: int, reason: object) -> Reject:
+    """A line of rejects.jsonl. `row` counts as a spreadsheet does, in a JSON list from 1; 0: no one row."""
+    return {"volume": volume, "row": row, "reason": str(reason)}
+
+
+def below(root: Path, name: str) -> Path:
+    """The volume `name` of a table as a path below `root`; RowError when it is not there or leads out."""
+    if not name:
+        raise RowError("the volume is empty")
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise RowError("the volume lies outside the dataset's folder; move it in")
+    if not path.exists():
+        raise RowError("no such file below the dataset's folder")
+    return path
+
+
+def read_csv(path: Path, needed: tuple[str, ...], *, any_case: tuple[str, ...] = ()) -> list[Row]:
+    """All rows with trimmed values, separated by commas or semicolons.
+
+    needed: columns that must be there. any_case: columns that are also taken when their name is written with
+    capitals. Raises ValueError naming the file and line when it cannot be read as a table with them.
+    """
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; quote texts that hold commas") from error
+    names = {name: name.strip() for name in reader.fieldnames or () if name.strip()}
+    names |= {name: key.lower() for name, key in names.items() if key.lower() in any_case}
+    missing = [name for name in needed if name not in names.values()]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(needed)} and has "
+            f"{', '.join(names.values()) or 'none'}"
+        )
+    for at, row in enumerate(rows, 2):
+        if any(key is None for key in row):
+            raise ValueError(f"{path}, row {at}: more fields than columns; quote texts that hold commas")
+    return [{key: (row[name] or "").strip() for name, key in names.items()} for row in rows]
+
+
+def by_volume(rows: list[Row], key: str) -> dict[str, Row | RowError]:
+    """The rows of a side table by their column `key`; a RowError where two rows say different things."""
+    found: dict[str, Row | RowError] = {}
+    for row in rows:
+        if found.setdefault(row[key], row) != row:
+            found[row[key]] = RowError(f"two rows of its {key} differ; keep the right one")
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; ValueError naming the file when it does not."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object of lists; copy it again")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A whole UTF-8 text, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
