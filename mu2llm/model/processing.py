@@ -96,11 +96,15 @@ class Mu2Processor(ProcessorMixin):
             if values is not None and len(values) != len(questions):
                 raise ValueError(f"{len(values)} {name} came with {len(questions)} questions")
         question_ids = [self._encode(question) for question in questions]
+        special = set(self.tokenizer.all_special_ids)
         for i, ids in enumerate(question_ids):
             if not ids:
                 raise ValueError(f"question {i} of the batch is empty")
-            if self.image_token_id in ids:
-                raise ValueError(f"question {i} holds the placeholder {PLACEHOLDER}, which only volumes take")
+            if control := special & set(ids):
+                names = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(control)))
+                raise ValueError(
+                    f"question {i} holds the control token {names}, which has a meaning of its own"
+                )
         prompts = [self._prompt(ids) for ids in question_ids]
         batch: dict[str, Tensor] = {}
         if answers is None:

@@ -125,8 +125,11 @@ class Engine:
         except (ValueError, OSError) as error:
             raise BadRequest(str(error)) from error
         prepared = time.perf_counter()
-        inputs = self.processor([frames], [request.question])
-        self._check_question(inputs, request.max_tokens)
+        try:
+            inputs = self.processor([frames], [request.question])
+        except ValueError as error:
+            raise BadRequest(f"QUESTION cannot be taken: {error}") from error
+        self._check_length(inputs, request.max_tokens)
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         if reply.cancelled():
             raise Cancelled
@@ -167,11 +170,7 @@ class Engine:
         }
         reply.finish("stop" if self._ended(new) else "length", usage)
 
-    def _check_question(self, inputs: dict[str, torch.Tensor], max_tokens: int) -> None:
-        special = set(inputs["question_ids"][0].tolist()) & set(self.processor.tokenizer.all_special_ids)
-        if special:
-            names = ", ".join(self.processor.tokenizer.convert_ids_to_tokens(sorted(special)))
-            raise BadRequest(f"QUESTION holds the control token {names}, which has a meaning of its own here")
+    def _check_length(self, inputs: dict[str, torch.Tensor], max_tokens: int) -> None:
         context = self.model.config.text_config.max_position_embeddings
         prompt = inputs["input_ids"].shape[1]
         if prompt + max_tokens > context:

@@ -114,7 +114,7 @@ def test_importing_the_library_is_cheap():
     [
         (lambda m, p: p(list(frames(2)), ["one?"]), "2 volumes came with 1 questions"),
         (lambda m, p: p(None, ["one?", " "]), "question 1 of the batch is empty"),
-        (lambda m, p: p(None, ["<im_patch>?"]), "question 0 holds the placeholder <im_patch>"),
+        (lambda m, p: p(None, ["<im_patch>?"]), "question 0 holds the control token <im_patch>"),
         (lambda m, p: p([frames(1)[0, 0]], ["one?"]), r"volume 0 has shape \(16, 32, 32\)"),
         (lambda m, p: p([frames(1)[0, :, :8]], ["one?"]), r"frames of \(8, 32, 32\).*reads \(16, 32, 32\)"),
         (lambda m, p: p([frames(1)[0], frames(1)[0] * 2], ["a", "b"]), "volume 1 holds values from"),
