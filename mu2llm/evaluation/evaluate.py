@@ -14,7 +14,7 @@ from mu2llm.data.records import Study, read_jsonl, write_jsonl
 from mu2llm.evaluation import metrics
 from mu2llm.evaluation.drafts import MODES, Mode, draft, load
 from mu2llm.evaluation.green import CATEGORIES, LETTERS
-from mu2llm.evaluation.judges import Judge, Judgement, RulesJudge
+from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.text.findings import extract, finding_keys
 
 # What the keys of evaluation.json begin with, by the volumes that the model was given.
@@ -87,15 +87,6 @@ def evaluate(
     }
     _write(Path(out), result, chosen, drafts, judgements["real"], rouge["real"]["rouge_l"], cases)
     return result
-
-
-def find_judge(judge: str | Judge) -> Judge:
-    """A judge by its name, or the judge itself."""
-    if not isinstance(judge, str):
-        return judge
-    if judge == "rules":
-        return RulesJudge()
-    raise ValueError(f"judge {judge!r} is unknown: use 'rules', or pass an object with name and score()")
 
 
 def compare(
