@@ -53,7 +53,7 @@ def test_a_room_imports_only_from_itself_and_from_below(room: str) -> None:
 
 def test_every_room_of_the_library_has_a_floor() -> None:
     rooms = {path.stem for path in (ROOT / "mu2llm").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert rooms - {"__init__", "__pycache__"} <= set(FLOOR)
+    assert rooms - {"__init__", "__pycache__", "_auto"} <= set(FLOOR)  # _auto: registers the model lazily
 
 
 def test_the_mlflow_folder_does_not_hide_mlflow() -> None:

@@ -26,7 +26,8 @@ def evaluate(
     studies: str | Path,
     out: str | Path,
     *,
-    judge: str | Judge = "rules",
+    judge: str | Path | Judge = "rules",
+    store: str | Path | None = None,
     limit: int | None = None,
     split: str = "test",
     max_new_tokens: int = 256,
@@ -48,7 +49,7 @@ def evaluate(
     Raises `ValueError` when the split holds no study, or no other patient for the shuffled floor.
     """
     started = time.monotonic()
-    judge = find_judge(judge)
+    judge = find_judge(judge, store or Path(out) / "judge")
     chosen = [study for study in read_jsonl(studies, Study) if study.split == split][:limit]
     if not chosen:
         raise ValueError(f"{studies} holds no study of the split {split!r}: choose a split that it has")
