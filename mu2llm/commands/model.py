@@ -56,6 +56,10 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
     evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
+    evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
+    evaluate.add_argument(
+        "--preferences", help="preferences.jsonl that the model was trained on: names its judge"
+    )
     evaluate.set_defaults(run=run_evaluate)
 
     compare = commands.add_parser(
@@ -63,6 +67,12 @@ def add(commands: Any) -> None:
     )
     compare.add_argument("first", help="evaluation folder or evaluation.json")
     compare.add_argument("second", help="evaluation folder or evaluation.json")
+    compare.add_argument(
+        "--difference",
+        type=float,
+        action="append",
+        help="tell how many studies would show this difference of GREEN (may be repeated)",
+    )
     compare.set_defaults(run=run_compare)
 
     green = commands.add_parser("green", help="GREEN of candidate reports against their references")
@@ -143,7 +153,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     from mu2llm.evaluation.evaluate import compare
 
-    print(json.dumps(compare(args.first, args.second), indent=1, ensure_ascii=False))
+    wanted = {"differences": args.difference} if args.difference else {}
+    print(json.dumps(compare(args.first, args.second, **wanted), indent=1, ensure_ascii=False))
 
 
 def run_green(args: argparse.Namespace) -> None:

@@ -137,7 +137,7 @@ def summarize(
         "green_errors": error_table([judgements[i] for i in scored]),
         "green_matched": sum(judgements[i].matched for i in scored),
         "green_unscored": len(judgements) - len(scored),
-        "green_unscored_why": dict(sorted(Counter(j.status for j in judgements if j.score is None).items())),
+        "green_unscored_why": why_unscored(judgements),
     }
 
 
@@ -152,6 +152,11 @@ def error_table(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
         }
         for i, (letter, name) in enumerate(zip(LETTERS, CATEGORIES, strict=True))
     ]
+
+
+def why_unscored(judgements: Sequence[Judgement]) -> dict[str, int]:
+    """How many were not scored, by status."""
+    return dict(sorted(Counter(j.status for j in judgements if j.score is None).items()))
 
 
 def show(summary: dict[str, Any]) -> str:
