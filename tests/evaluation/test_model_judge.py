@@ -303,3 +303,24 @@ def test_settings_name_the_judge(checkpoint):
     settings = TransformersJudge(checkpoint).settings
     assert settings["kind"] == "transformers" and settings["folder"] == str(checkpoint)
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_an_evaluation_by_a_checkpoint(checkpoint, model, studies_file, tmp_path):
+    """A random judge: every study is unscored, the means are None, and the answers are kept beside it."""
+    from mu2llm.evaluation.evaluate import evaluate
+
+    numbers = evaluate(
+        model,
+        studies_file,
+        tmp_path,
+        judge=str(checkpoint),
+        limit=2,
+        max_new_tokens=4,
+        resamples=20,
+        cases=0,
+    )
+    assert numbers["judge"] == TransformersJudge(checkpoint).name
+    assert numbers["judge_settings"]["folder"] == str(checkpoint)
+    assert (numbers["green"], numbers["green_ci"], numbers["green_unscored"]) == (None, None, 2)
+    assert sum(numbers["green_unscored_why"].values()) == 2
+    assert list((tmp_path / "judge").glob("*.jsonl"))
