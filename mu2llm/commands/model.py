@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+JUDGES = "'rules', or the folder of a GREEN checkpoint"
+STORE = "~/.cache/mu2llm/judge"
+
 
 def add(commands: Any) -> None:
     """Adds the verbs to the parser's commands."""
@@ -50,8 +53,13 @@ def add(commands: Any) -> None:
     evaluate.add_argument(
         "--out", required=True, help="folder for evaluation.json, drafts.jsonl, report.html"
     )
-    evaluate.add_argument("--judge", default="rules")
+    evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
+    evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
+    evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
+    evaluate.add_argument(
+        "--preferences", help="preferences.jsonl that the model was trained on: names its judge"
+    )
     evaluate.set_defaults(run=run_evaluate)
 
     compare = commands.add_parser(
@@ -59,11 +67,24 @@ def add(commands: Any) -> None:
     )
     compare.add_argument("first", help="evaluation folder or evaluation.json")
     compare.add_argument("second", help="evaluation folder or evaluation.json")
+    compare.add_argument(
+        "--difference",
+        type=float,
+        action="append",
+        help="tell how many studies would show this difference of GREEN (may be repeated)",
+    )
     compare.set_defaults(run=run_compare)
 
-    green = commands.add_parser("green", help="GREEN of a candidate report against its reference")
-    green.add_argument("reference", help="text file")
-    green.add_argument("candidate", help="text file")
+    green = commands.add_parser("green", help="GREEN of candidate reports against their references")
+    green.add_argument("reference", nargs="?", help="text file that is one report")
+    green.add_argument("candidate", nargs="?", help="text file that is one report")
+    green.add_argument("--refs", help="many references: a text file, one report a line, or .jsonl (docs)")
+    green.add_argument("--hyps", help="their candidates, line for line")
+    green.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
+    green.add_argument("--out", help="JSON lines to write, one a pair, with --refs and --hyps")
+    green.add_argument(
+        "--store", default=STORE, help="folder for a model judge's completions (default: %(default)s)"
+    )
     green.set_defaults(run=run_green)
 
     explain = commands.add_parser("explain", help="draft one CT's report here, and show where it looked")
@@ -121,7 +142,9 @@ def run_preferences(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     from mu2llm.evaluation.evaluate import evaluate
 
-    numbers = evaluate(args.model, args.studies, args.out, judge=args.judge, limit=args.limit)
+    numbers = evaluate(
+        args.model, args.studies, args.out, judge=args.judge, store=args.store, limit=args.limit
+    )
     shown = {key: value for key, value in numbers.items() if not isinstance(value, dict)}
     print(json.dumps(shown, indent=1, ensure_ascii=False))
     print(f"The page: {Path(args.out) / 'report.html'}")
@@ -130,14 +153,28 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     from mu2llm.evaluation.evaluate import compare
 
-    print(json.dumps(compare(args.first, args.second), indent=1, ensure_ascii=False))
+    wanted = {"differences": args.difference} if args.difference else {}
+    print(json.dumps(compare(args.first, args.second, **wanted), indent=1, ensure_ascii=False))
 
 
 def run_green(args: argparse.Namespace) -> None:
-    from mu2llm.evaluation.judges import RulesJudge
+    single, many = (args.reference, args.candidate), (args.refs, args.hyps)
+    if not (all(single) and not any(many)) and not (all(many) and not any(single)):
+        raise ValueError(
+            "give two files that are one report each, or --refs and --hyps with one report a line"
+        )
+    store = Path(args.store).expanduser()
+    if args.refs:
+        from mu2llm.evaluation.scoring import green_of_files, show
 
-    texts = [Path(name).read_text(encoding="utf-8") for name in (args.reference, args.candidate)]
-    (result,) = RulesJudge().score([texts[0]], [texts[1]])
+        print(show(green_of_files(args.refs, args.hyps, args.judge, out=args.out, store=store)))
+        return
+    if args.out:
+        raise ValueError("--out goes with --refs and --hyps: a single pair is printed")
+    from mu2llm.evaluation.judges import find_judge
+
+    texts = [Path(name).read_text(encoding="utf-8") for name in single]
+    (result,) = find_judge(args.judge, store).score([texts[0]], [texts[1]])
     print(result.completion)
     print(f"GREEN {result.score:.3f}" if result.score is not None else f"GREEN none ({result.status})")
 

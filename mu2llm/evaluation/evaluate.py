@@ -10,17 +10,14 @@ import numpy as np
 
 from mu2llm import NOTICE
 from mu2llm.data.frames import FrameCache
-from mu2llm.data.records import Study, read_jsonl, write_jsonl
-from mu2llm.evaluation import metrics
+from mu2llm.data.records import Preference, Study, read_jsonl, write_jsonl
+from mu2llm.evaluation import metrics, results
+from mu2llm.evaluation.compare import compare
 from mu2llm.evaluation.drafts import MODES, Mode, draft, load
-from mu2llm.evaluation.green import CATEGORIES, LETTERS
-from mu2llm.evaluation.judges import Judge, Judgement, RulesJudge
-from mu2llm.text.findings import extract, finding_keys
-from mu2llm.text.labels import NAMES as LABEL_NAMES
-from mu2llm.text.labels import label
+from mu2llm.evaluation.judges import Judge, Judgement, find_judge
+from mu2llm.evaluation.lengths import length_bias, length_statistics
 
-# What the keys of evaluation.json begin with, by the volumes that the model was given.
-PREFIXES: dict[Mode, str] = {"real": "", "blank": "floor_blank_", "shuffled": "floor_shuffled_"}
+__all__ = ["compare", "evaluate", "find_judge"]
 
 
 def evaluate(
@@ -28,7 +25,8 @@ def evaluate(
     studies: str | Path,
     out: str | Path,
     *,
-    judge: str | Judge = "rules",
+    judge: str | Path | Judge = "rules",
+    store: str | Path | None = None,
     limit: int | None = None,
     split: str = "test",
     max_new_tokens: int = 256,
@@ -38,19 +36,25 @@ def evaluate(
     min_positives: int = metrics.MIN_POSITIVES,
     cases: int = 24,
     cache: str | Path | None = None,
+    bertscore: str | None = None,
+    preferences: str | Path | None = None,
 ) -> dict[str, Any]:
     """Drafts the reports of a split three times (real, blank, shuffled volumes), scores them, and writes
     `out/evaluation.json`, `out/drafts.jsonl` and `out/report.html`; returns what evaluation.json holds.
 
-    `model` is a model folder, `studies` a file of Study records, `judge` "rules" or an object with `name` and
-    `score`. `limit` takes the first studies of the split. A finding counts in the macro-F1 when at least
-    `min_positives` studies truly have it. `cases` is how many studies the page shows with pictures. Intervals
-    are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder for prepared
-    frames: worth its disk when volumes are large, for they are read for two of the three drafts.
+    `model` is a model folder, `studies` a file of Study records, `judge` "rules", the folder of a GREEN
+    checkpoint, or an object with `name` and `score`; `store` is where a checkpoint's completions are kept
+    (default: `out/judge`). `limit` takes the first studies of the split. A finding counts in a macro-F1 when
+    at least `min_positives` studies truly have it. `cases` is how many studies the page shows with pictures.
+    Intervals are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder for
+    prepared frames: worth its disk when volumes are large, for they are read for two of the three drafts.
+    `bertscore` is the folder of an encoder, and `preferences` the file of pairs that the model was trained
+    on, so that the result names the judge that ranked them too.
     Raises `ValueError` when the split holds no study, or no other patient for the shuffled floor.
     """
     started = time.monotonic()
-    judge = find_judge(judge)
+    judge = find_judge(judge, store or Path(out) / "judge")
+    ranked_by = sorted({pair.judge for pair in read_jsonl(preferences, Preference)}) if preferences else []
     chosen = [study for study in read_jsonl(studies, Study) if study.split == split][:limit]
     if not chosen:
         raise ValueError(f"{studies} holds no study of the split {split!r}: choose a split that it has")
@@ -64,9 +68,14 @@ def evaluate(
 
     references = [study.report.text for study in chosen]
     patients = [study.patient_id for study in chosen]
-    judgements = {mode: judge.score(references, texts) for mode, texts in drafts.items()}
+    judgements = {mode: judge.score(references, written) for mode, written in drafts.items()}
     boot = {"resamples": resamples, "seed": seed}
-    rouge = {mode: metrics.rouge(references, texts) for mode, texts in drafts.items()}
+    rouge = {mode: metrics.rouge(references, written) for mode, written in drafts.items()}
+    texts, green = drafts["real"], judgements["real"]
+    similar, overlap = results.similarity_part(references, texts, patients, bertscore, boot)
+    overlap = {**rouge["real"], **overlap}
+    by_study: dict[str, Any] = {"green": [j.score for j in green], **overlap}
+    lengths = length_statistics(references, texts)
     result: dict[str, Any] = {
         "notice": NOTICE,
         "model": str(model),
@@ -74,151 +83,25 @@ def evaluate(
         "studies": len(chosen),
         "patients": len(set(patients)),
         "judge": judge.name,
+        "judge_settings": getattr(judge, "settings", {}),
+        "judge_of_preferences": ", ".join(ranked_by) or None,
         "decoding": {"strategy": "greedy", "max_new_tokens": max_new_tokens, "batch_size": batch_size},
         "seed": seed,
         "resamples": resamples,
-        **_green(judgements, patients, boot),
-        **_rouge(rouge, patients, boot),
-        **metrics.bleu_chrf(references, drafts["real"]),
-        **_finding_f1(chosen, references, drafts, patients, min_positives, boot),
-        "words": {
-            "reference": float(np.mean([len(text.split()) for text in references])),
-            "draft": float(np.mean([len(text.split()) for text in drafts["real"]])),
-        },
+        **results.green_part(judgements, patients, boot),
+        **results.rouge_part(rouge, patients, boot),
+        **metrics.bleu_chrf(references, texts),
+        **similar,
+        **results.finding_part(chosen, references, drafts, patients, min_positives, boot),
+        **results.clinical_part(references, drafts, patients, min_positives, boot),
+        "regions": results.region_part(chosen, texts, judge, boot),
+        "words": {"reference": lengths["reference"]["mean"], "draft": lengths["draft"]["mean"]},
+        "lengths": lengths,
+        "length_bias": length_bias(by_study, texts),
         "seconds": {"drafting": round(drafted - started, 2), "scoring": round(time.monotonic() - drafted, 2)},
     }
-    _write(Path(out), result, chosen, drafts, judgements["real"], rouge["real"]["rouge_l"], cases)
+    _write(Path(out), result, chosen, drafts, green, overlap, cases)
     return result
-
-
-def find_judge(judge: str | Judge) -> Judge:
-    """A judge by its name, or the judge itself."""
-    if not isinstance(judge, str):
-        return judge
-    if judge == "rules":
-        return RulesJudge()
-    raise ValueError(f"judge {judge!r} is unknown: use 'rules', or pass an object with name and score()")
-
-
-def compare(
-    eval_a: str | Path, eval_b: str | Path, *, resamples: int = metrics.RESAMPLES, seed: int = 0
-) -> dict:
-    """GREEN of evaluation b less that of evaluation a over the studies that both have scored, with the paired
-    bootstrap's 95 % interval over patients. Each argument is an evaluation's folder or evaluation.json."""
-    sides = []
-    for path in (eval_a, eval_b):
-        file = Path(path) / "evaluation.json" if Path(path).is_dir() else Path(path)
-        if not file.exists():
-            raise FileNotFoundError(f"{file} is not there: run the evaluation first")
-        rows = [json.loads(line) for line in (file.parent / "drafts.jsonl").read_text().splitlines()]
-        sides.append(
-            (json.loads(file.read_text()), {r["study_id"]: r for r in rows if r["green"] is not None})
-        )
-    (first, rows_a), (second, rows_b) = sides
-    if first["judge"] != second["judge"]:
-        raise ValueError(
-            f"{eval_a} was judged by {first['judge']!r}, {eval_b} by {second['judge']!r}: use one judge"
-        )
-    shared = [study_id for study_id in rows_a if study_id in rows_b]
-    if not shared:
-        raise ValueError(
-            f"{eval_a} and {eval_b} have no scored study in common: evaluate them on the same studies"
-        )
-    a, b = (np.array([rows[study_id]["green"] for study_id in shared]) for rows in (rows_a, rows_b))
-    patients = [rows_a[study_id]["patient_id"] for study_id in shared]
-    return {
-        "studies": len(shared),
-        "judge": first["judge"],
-        "green_a": float(a.mean()),
-        "green_b": float(b.mean()),
-        **metrics.paired_difference(a, b, patients, resamples=resamples, seed=seed),
-    }
-
-
-# --- the parts of the result -----------------------------------------------------------------------------
-
-
-def _green(judgements: dict[Mode, list[Judgement]], patients: Sequence[str], boot: dict) -> dict[str, Any]:
-    """Mean GREEN of the scored studies, for the model and both floors; the model's errors by category."""
-    part: dict[str, Any] = {}
-    for mode, prefix in PREFIXES.items():
-        scored = {i: j.score for i, j in enumerate(judgements[mode]) if j.score is not None}
-        values = np.array(list(scored.values()))
-        among = [patients[i] for i in scored]
-        part[f"{prefix}green"] = float(values.mean()) if scored else None
-        part[f"{prefix}green_ci"] = metrics.mean_interval(values, among, **boot) if scored else None
-    real = [j for j in judgements["real"] if j.score is not None]
-    part["green_unscored"] = len(judgements["real"]) - len(real)
-    part["green_errors"] = [
-        {
-            "category": letter,
-            "name": name,
-            "significant": sum(j.significant[i] for j in real),
-            "insignificant": sum(j.insignificant[i] for j in real),
-        }
-        for i, (letter, name) in enumerate(zip(LETTERS, CATEGORIES, strict=True))
-    ]
-    part["green_matched"] = sum(j.matched for j in real)
-    return part
-
-
-def _rouge(rouge: dict[Mode, dict[str, np.ndarray]], patients: Sequence[str], boot: dict) -> dict[str, Any]:
-    part: dict[str, Any] = {name: float(values.mean()) for name, values in rouge["real"].items()}
-    for mode, prefix in PREFIXES.items():
-        values = rouge[mode]["rouge_l"]
-        part[f"{prefix}rouge_l"] = float(values.mean())
-        part[f"{prefix}rouge_l_ci"] = metrics.mean_interval(values, patients, **boot)
-    return part
-
-
-def _finding_f1(
-    studies: Sequence[Study],
-    references: Sequence[str],
-    drafts: dict[Mode, list[str]],
-    patients: Sequence[str],
-    min_positives: int,
-    boot: dict,
-) -> dict[str, Any]:
-    """F1 of the findings that drafts state, against Study.labels where given, else the reference's findings.
-
-    Labels may be finding keys ("pleural effusion, left") or the 18 names of CT-RATE ("Pleural effusion").
-    The reference reports themselves go the same way: their F1 is the ceiling that a perfect draft would
-    reach, and a low one says that labels and reports use other names.
-    """
-    said = {mode: [_named(text) for text in texts] for mode, texts in drafts.items()}
-    in_reference = [_named(text) for text in references]
-    # Without labels every key that anybody names can be judged: a finding of the draft alone is false.
-    anybody = set().union(*in_reference, *(keys for texts in said.values() for keys in texts))
-    open_keys = sorted(anybody - set(LABEL_NAMES))
-    truth = [
-        study.labels if study.labels is not None else {key: int(key in keys) for key in open_keys}
-        for study, keys in zip(studies, in_reference, strict=True)
-    ]
-    labelled = sum(study.labels is not None for study in studies)
-    part: dict[str, Any] = {
-        "finding_truth": {"labels": labelled, "reference_reports": len(studies) - labelled}
-    }
-    tables = {}
-    for mode, prefix in PREFIXES.items():
-        counts = metrics.count_keys(truth, said[mode], min_positives)
-        name = prefix or "finding_"
-        part[f"{name}macro_f1"] = metrics.macro_f1(counts)
-        part[f"{name}macro_f1_ci"] = metrics.macro_f1_interval(counts, patients, **boot)
-        part[f"{name}micro_f1"] = metrics.micro_f1(counts)
-        tables[mode] = metrics.key_table(counts)
-        part["findings_left_out"] = counts.left_out
-    part["ceiling_macro_f1"] = metrics.macro_f1(metrics.count_keys(truth, in_reference, min_positives))
-    part["min_positives"] = min_positives
-    part["findings"] = [
-        {**real, "f1_blank": blank["f1"], "f1_shuffled": shuffled["f1"]}
-        for real, blank, shuffled in zip(tables["real"], tables["blank"], tables["shuffled"], strict=True)
-    ]
-    return part
-
-
-def _named(text: str) -> set[str]:
-    """What a report states, by both kinds of name that Study.labels may use; they differ in their capital."""
-    return finding_keys(extract(text)) | {name for name, present in label(text).items() if present}
 
 
 def _write(
@@ -227,7 +110,7 @@ def _write(
     studies: Sequence[Study],
     drafts: dict[Mode, list[str]],
     judgements: Sequence[Judgement],
-    rouge_l: np.ndarray,
+    by_study: dict[str, np.ndarray],
     cases: int,
 ) -> None:
     from mu2llm.evaluation.page import write_page
@@ -247,7 +130,7 @@ def _write(
             "insignificant": judgements[i].insignificant,
             "matched": judgements[i].matched,
             "completion": judgements[i].completion,
-            "rouge_l": float(rouge_l[i]),
+            **{name: float(values[i]) for name, values in by_study.items()},
             "notice": NOTICE,
         }
         for i, study in enumerate(studies)

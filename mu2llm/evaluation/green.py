@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["strict", "published"]
-Status = Literal["ok", "missing_section", "truncated", "malformed", "no_findings"]
+Status = Literal["ok", "missing_section", "truncated", "malformed", "no_findings", "too_long"]
 
 SIGNIFICANT = "Clinically Significant Errors"
 INSIGNIFICANT = "Clinically Insignificant Errors"

@@ -1,17 +1,19 @@
 """Judges: pairs of reports in, GREEN judgements out.
 
-A judge has a `name` and `score(references, candidates) -> list[Judgement]`. `RulesJudge` needs no weights and
-no network: it extracts the findings of both reports (`mu2llm.text.findings`), matches them
-(`mu2llm.evaluation.matching`), writes GREEN's format, and takes its counts from the strict parser as every
-judge does.
+A judge has a `name` and `score(references, candidates) -> list[Judgement]`; `find_judge` takes a name or the
+folder of a checkpoint (`mu2llm.evaluation.model_judge`). `RulesJudge` needs no weights and no network: it
+extracts the findings of both reports (`mu2llm.text.findings`), matches them (`mu2llm.evaluation.matching`),
+writes GREEN's format, and takes its counts from the strict parser as every judge does.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+from mu2llm import __version__
 from mu2llm.evaluation import green
 from mu2llm.evaluation.matching import Note, agreed_denials, asserted, compare
 from mu2llm.text.findings import Finding, extract
@@ -41,14 +43,36 @@ class RulesJudge:
     """GREEN by rules: deterministic, free of the order of sentences, thousands of pairs a second."""
 
     name = "rules"
+    settings: ClassVar[dict[str, Any]] = {"kind": "rules", "version": __version__}
 
     def score(self, references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
         """One judgement per pair, in order. Raises `ValueError` where the lists differ in length."""
-        if len(references) != len(candidates):
-            raise ValueError(
-                f"{len(references)} references came with {len(candidates)} candidates: give one each"
-            )
+        check_pairs(references, candidates)
         return [_judge(r, c) for r, c in zip(references, candidates, strict=True)]
+
+
+def check_pairs(references: Sequence[str], candidates: Sequence[str]) -> None:
+    """Raises `ValueError` where the lists differ in length."""
+    if len(references) != len(candidates):
+        raise ValueError(
+            f"{len(references)} references came with {len(candidates)} candidates: give one each"
+        )
+
+
+def find_judge(judge: str | Path | Judge, store: str | Path | None = None) -> Judge:
+    """A judge by its name or its checkpoint's folder, or the judge itself.
+
+    `store` is a folder in which a model judge keeps its completions for the next run.
+    """
+    if not isinstance(judge, str | Path):
+        return judge
+    if str(judge) == "rules":
+        return RulesJudge()
+    if Path(judge).is_dir():
+        from mu2llm.evaluation.model_judge import TransformersJudge
+
+        return TransformersJudge(judge, store=store)
+    raise ValueError(f"judge {str(judge)!r} is unknown: use 'rules', or the folder of a GREEN checkpoint")
 
 
 @lru_cache(maxsize=4096)

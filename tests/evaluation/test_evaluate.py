@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mu2llm import NOTICE
-from mu2llm.data.records import Report, Study, read_jsonl, write_jsonl
+from mu2llm.data.records import Preference, Report, Study, read_jsonl, write_jsonl
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
 from mu2llm.text.labels import NAMES, label
@@ -34,6 +34,52 @@ def test_the_json_holds_what_was_returned(evaluated):
     assert sum(row["positives"] for row in result["findings"]) > 0
 
 
+def test_every_metric_is_a_number_or_says_what_it_lacks(evaluated):
+    result, folder = evaluated
+    assert result["bertscore"].startswith("not available: ")
+    assert isinstance(result["meteor"], float) or result["meteor"].startswith("not available: ")
+    for name in ("crg", "ct_rate_macro_f1"):
+        assert {name, f"{name}_ci", f"floor_blank_{name}", f"floor_shuffled_{name}"} <= set(result)
+    assert {"ct_rate_macro_precision", "ct_rate_micro_recall"} <= set(result)
+    assert len(result["ct_rate_labels"]) == 18
+    assert result["lengths"]["draft"]["mean"] == result["words"]["draft"]
+    assert {"green", "rouge_1", "rouge_2", "rouge_l"} <= set(result["length_bias"])
+    assert result["length_bias"]["rouge_l"]["studies"] == 7
+    page = Page((folder / "report.html").read_text()).words
+    assert "CRG" in page and result["bertscore"] in page and "Length bias" in page
+
+
+def test_the_evaluation_says_which_judge_was_which(evaluated, model, studies_file, studies, tmp_path):
+    result, _ = evaluated
+    assert result["judge_settings"]["kind"] == "rules" and result["judge_of_preferences"] is None
+    pair = Preference(studies[0].study_id, "v", "q", "a", "b", 1.0, 0.0, "GREEN-RadPhi2@12345678")
+    write_jsonl(tmp_path / "preferences.jsonl", [pair])
+    told = evaluate(
+        model,
+        studies_file,
+        tmp_path,
+        cases=0,
+        limit=4,
+        preferences=tmp_path / "preferences.jsonl",
+        **OPTIONS,
+    )
+    assert told["judge_of_preferences"] == "GREEN-RadPhi2@12345678"
+    assert "ranked by GREEN-RadPhi2@12345678" in (tmp_path / "report.html").read_text()
+
+
+def test_regions_are_scored_where_reports_tell_them_apart(model, studies, tmp_path):
+    path = tmp_path / "studies.jsonl"
+    regions = {"chest": "The heart is enlarged.", "abdomen": " "}
+    some = [
+        replace(s, report=replace(s.report, regions=regions if i < 3 else {})) for i, s in enumerate(studies)
+    ]
+    write_jsonl(path, some)
+    result = evaluate(model, path, tmp_path, cases=0, **OPTIONS)
+    (chest,) = result["regions"]
+    assert (chest["region"], chest["studies"], chest["green_unscored"]) == ("chest", 3, 0)
+    assert 0 <= chest["green"] <= 1
+
+
 def test_true_reports_reach_the_ceiling(evaluated):
     assert evaluated[0]["ceiling_macro_f1"] == 1
 
@@ -52,6 +98,7 @@ def test_equal_evaluations_do_not_differ(evaluated, model, studies_file, tmp_pat
     assert list((tmp_path / "frames").glob("*.npy"))
     found = compare(folder, tmp_path / "evaluation.json")
     assert (found["studies"], found["difference"], found["difference_ci"]) == (7, 0, [0, 0])
+    assert (found["patients"], found["left_out"], found["studies_needed"]) == (6, 0, None)
 
 
 def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
@@ -64,6 +111,8 @@ def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"judge": "another"}))
     with pytest.raises(ValueError, match="'another'"):
         compare(folder, tmp_path)
+    with pytest.raises(ValueError, match="difference 0"):
+        compare(folder, folder, differences=[0])
     with pytest.raises(FileNotFoundError, match="run the evaluation first"):
         compare(folder, tmp_path / "nowhere" / "evaluation.json")
 

@@ -93,6 +93,31 @@ def test_paired_difference_sees_what_the_separate_means_hide():
     assert found["difference_ci"][0] > 0
     assert found["p"] <= 0.002
     assert found["studies_needed"] < 10
-    none = metrics.paired_difference(first, first, [str(i) for i in range(100)])
+    none = metrics.paired_difference(first, first, [str(i) for i in range(100)], [0.1])
     assert (none["difference"], none["difference_ci"], none["p"]) == (0, [0, 0], 1)
-    assert "studies_needed" not in none
+    assert (none["studies_needed"], none["smallest_shown"]) == (None, None)
+    assert none["studies_needed_for"] == {"0.1": None}
+
+
+def test_so_many_studies_show_a_given_difference_four_times_in_five():
+    rng = np.random.default_rng(1)
+    pilot = rng.standard_normal(400)
+    pilot = 0.3 * (pilot - pilot.mean()) / pilot.std()
+    found = metrics.paired_difference(np.zeros(400), pilot, [str(i) for i in range(400)], [0.05, 0.1])
+    needed = found["studies_needed_for"]
+    assert needed["0.05"] == pytest.approx((2.8 * 0.3 / 0.05) ** 2, rel=0.15)
+    assert needed["0.05"] == pytest.approx(4 * needed["0.1"], abs=4)
+    assert found["smallest_shown"] == pytest.approx(2.8 * 0.3 / 20, rel=0.1)
+    shown = 0
+    for _ in range(400):
+        trial = 0.1 + 0.3 * rng.standard_normal(needed["0.1"])
+        shown += trial.mean() - 1.96 * trial.std(ddof=1) / len(trial) ** 0.5 > 0
+    assert 0.72 <= shown / 400 <= 0.88
+
+
+def test_studies_of_one_patient_are_worth_less():
+    rng = np.random.default_rng(2)
+    of_patient = rng.standard_normal(100).repeat(4)
+    known = metrics.paired_difference(np.zeros(400), of_patient, [str(i // 4) for i in range(400)], [0.2])
+    taken_for_own = metrics.paired_difference(np.zeros(400), of_patient, [str(i) for i in range(400)], [0.2])
+    assert known["studies_needed_for"]["0.2"] > 3 * taken_for_own["studies_needed_for"]["0.2"]
