@@ -111,8 +111,8 @@ def test_under_every_trouble_the_corpus_is_the_same(some, tmp_path):
 @pytest.mark.parametrize("kind", ["429-after", "503-after", "late"])
 def test_slow_troubles(some, tmp_path, kind):
     folder, every, _ = some
-    plan = lambda stage, digest, before: kind if digest[0] == "0" and not before else ""  # noqa: E731
-    with Server(every, plan) as server:
+    with Server(every) as server:
+        server.plan = lambda *_: kind if server.told[kind] < 2 else ""
         build(some, tmp_path, server)
     assert written(tmp_path) == written(folder / "out")
     assert server.told[kind] and set(server.paid.values()) == {1}
@@ -164,7 +164,7 @@ def test_the_judge_decides(some, tmp_path, monkeypatch):
         build(some, tmp_path, server, judge_llm=judge.url, judge_model="j")
     summary, samples, _ = adds_up(tmp_path)
     assert {sample["task"] for sample in samples} == {"report", "narrative"}
-    assert summary["drop_reasons"]["judge"] == judge.stages["judge"] > 0
+    assert summary["drop_reasons"]["judge"] >= judge.stages["judge"] > 0  # equal reports are judged once
     assert set(server.stages) == {"questions", "answer", "narrative"} and set(judge.stages) == {"judge"}
     assert {h["Authorization"] for h in server.headers} == {"Bearer key-of-the-writer"}
     assert {h["Authorization"] for h in judge.headers} == {"Bearer key-of-the-judge"}
@@ -304,9 +304,9 @@ def test_only_what_depends_on_a_changed_prompt_is_asked_again(some, tmp_path, mo
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(some, tmp_path):
-    """SIGKILL at eight random moments; then the files are those of a run that nobody disturbed."""
+    """SIGKILL at six random moments; then the files are those of a run that nobody disturbed."""
     folder, every, _ = some
-    kills, at_once = 8, 6
+    kills, at_once = 6, 6
     with Server(every, troubled, pace=0.01) as server:
         words = f"--studies {folder / 'studies.jsonl'} --out {tmp_path} --llm {server.url} --model m"
         command = [sys.executable, "-m", "mu2llm.cli", "corpus", "build", *words.split()]
