@@ -1,4 +1,4 @@
-"""Speed and memory of the corpus: python -m benchmarks.corpus [--reports 50000] [--calls 6400]
+"""Speed and memory of the corpus: python -m benchmarks.corpus [--reports 50000] [--calls 12800]
 
 Needs no GPU, no network and no CT; leave the machine alone meanwhile. It prints
 - answers per second from a server that takes 200 ms and lets 64 in at once, against the 320 that it can give;
@@ -115,7 +115,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--reports", type=int, default=50_000, help="the larger corpus, for memory")
-    parser.add_argument("--calls", type=int, default=6400, help="answers that are asked for")
+    parser.add_argument("--calls", type=int, default=12_800, help="answers that are asked for")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

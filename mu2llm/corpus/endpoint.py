@@ -18,6 +18,7 @@ _TASKS = {
     "vqa": ("questions", "answer", "judge", "refine"),
     "narrative": ("questions", "answer", "judge", "refine", "narrative"),  # it is told what was answered
 }
+_SECTIONS = ("findings", "impression", "follow_up")
 _STRAY_MARK = re.compile(r"\[\s*S?\d+[^\]]*\]")
 
 
@@ -101,15 +102,12 @@ class Endpoint:
         def check(value: dict[str, list[str]]) -> str:
             if evidence.follow_up and not value["follow_up"]:
                 return "unparsable: follow_up is empty, but follow-up is asked for"
-            return _faults(" ".join(line for lines in value.values() for line in lines))
+            return _faults(" ".join(line for name in _SECTIONS for line in value[name]))
 
         value = self._writer.complete(
             prompt.messages(report=numbered(evidence), told=answers), prompt.schema, check
         )
-        lines = {
-            name: [_stopped(_flat(line)) for line in value[name]]
-            for name in ("findings", "impression", "follow_up")
-        }
+        lines = {name: [_stopped(_flat(line)) for line in value[name]] for name in _SECTIONS}
         lines["findings"] = in_anatomical_order(lines["findings"], evidence)
         lines["follow_up"] = lines["follow_up"] or [no_follow_up(evidence)]
         text, left_out = compose(lines, evidence)

@@ -236,6 +236,17 @@ def test_a_question_asked_twice_is_answered_once(some, tmp_path):
     assert server.stages["answer"] == clean.stages["answer"]
 
 
+def test_what_the_model_adds_is_passed_over(some, tmp_path):
+    folder, every, _ = some
+    with Server(every) as server:
+        honest = server.model.reply
+        server.model.reply = lambda stage, user: (
+            honest(stage, user) | {"confidence": 1, "notes": ["x"], "z": None}
+        )
+        build(some, tmp_path, server)
+    assert written(tmp_path) == written(folder / "out")
+
+
 def test_a_server_without_structured_output(some, tmp_path):
     folder, every, _ = some
     with Server(every) as server:
