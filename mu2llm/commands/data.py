@@ -41,7 +41,16 @@ def add(commands: Any) -> None:
     build = corpus.add_subparsers(metavar="VERB", required=True).add_parser("build", help="the five stages")
     build.add_argument("--studies", required=True, help="studies.jsonl")
     build.add_argument("--out", required=True, help="folder for samples.jsonl, drops.jsonl, corpus.json")
-    build.add_argument("--llm", default="rules", help="rules (no network) or the name of an endpoint's model")
+    build.add_argument(
+        "--llm", default="rules", help="rules (no network), or an endpoint: http://host:8000/v1"
+    )
+    build.add_argument("--model", default="", help="the model that the endpoint serves (key: MU2_LLM_KEY)")
+    build.add_argument(
+        "--judge-llm", default="", help="another endpoint for the judge (key: MU2_JUDGE_LLM_KEY)"
+    )
+    build.add_argument("--judge-model", default="", help="the judge's model (default: the writer's)")
+    build.add_argument("--concurrency", type=int, default=16, help="requests at once (default: 16)")
+    build.add_argument("--timeout", type=float, default=300.0, help="seconds until an answer is late (300)")
     build.set_defaults(run=run_corpus)
 
 
@@ -73,5 +82,14 @@ def run_phantom(args: argparse.Namespace) -> None:
 def run_corpus(args: argparse.Namespace) -> None:
     from mu2llm.corpus.build import build_corpus
 
-    summary = build_corpus(args.studies, args.out, llm=args.llm)
+    summary = build_corpus(
+        args.studies,
+        args.out,
+        llm=args.llm,
+        model=args.model,
+        judge_llm=args.judge_llm,
+        judge_model=args.judge_model,
+        concurrency=args.concurrency,
+        asking={"timeout": args.timeout},
+    )
     print(json.dumps(summary, indent=1, ensure_ascii=False))

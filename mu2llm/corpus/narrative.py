@@ -17,23 +17,28 @@ _HEADING = re.compile(
 def narrate(evidence: Evidence) -> tuple[str, list[tuple[str, list[str]]]]:
     """The marked narrative of a report, in three sections under their headings, and the lines left out of it
     because what they cite does not bear them out, with the faults."""
-    words = wording()["narrative"]
-    by_sentence: dict[str, list[Finding]] = {}
-    for finding in evidence.findings:
-        by_sentence.setdefault(finding.sentence, []).append(finding)
+    by_sentence = _by_sentence(evidence)
     asking = evidence.follow_up
     concluding = [s for s in evidence.impression if s not in asking]
     telling = [s for s in evidence.sentences if s not in concluding and s not in asking]
-    sections = [
-        (words["findings"], [_quoted(s) for s in sorted(telling, key=lambda s: _rank(s, by_sentence))]),
-        (words["impression"], _impression(concluding, telling, by_sentence)),
-        (words["follow_up"], [_quoted(s) for s in asking] or [_no_follow_up(evidence)]),
-    ]
+    return compose(
+        {
+            "findings": [_quoted(s) for s in sorted(telling, key=lambda s: _rank(s.id, by_sentence))],
+            "impression": _impression(concluding, telling, by_sentence),
+            "follow_up": [_quoted(s) for s in asking] or [no_follow_up(evidence)],
+        },
+        evidence,
+    )
+
+
+def compose(lines: dict[str, list[str]], evidence: Evidence) -> tuple[str, list[tuple[str, list[str]]]]:
+    """The narrative of marked lines, {"findings", "impression", "follow_up"}, in three sections; and, with
+    their faults, the lines left out of it, because what they cite does not bear them out."""
     left_out: list[tuple[str, list[str]]] = []
     written: list[str] = []
-    for heading, lines in sections:
+    for section in ("findings", "impression", "follow_up"):
         sound = []
-        for line in lines:
+        for line in lines[section]:
             faults = [
                 fault
                 for claim in read_claims("answer", line)
@@ -43,15 +48,37 @@ def narrate(evidence: Evidence) -> tuple[str, list[tuple[str, list[str]]]]:
                 left_out.append((line, faults))
             else:
                 sound.append(line)
-        written.append(f"{heading}\n{' '.join(sound)}".strip())
+        written.append(f"{wording()['narrative'][section]}\n{' '.join(sound)}".strip())
     return "\n\n".join(written), left_out
 
 
-def _rank(sentence: Sentence, by_sentence: dict[str, list[Finding]]) -> int:
-    """Anatomical order; a sentence without a finding comes last."""
+def in_anatomical_order(lines: list[str], evidence: Evidence) -> list[str]:
+    """Marked lines in the order of the organs that the sentences which they cite speak of."""
+    by_sentence = _by_sentence(evidence)
+
+    def rank(line: str) -> int:
+        ids = (one for claim in read_claims("answer", line) for one in claim.ids)
+        return min((_rank(one, by_sentence) for one in ids), default=_last())
+
+    return sorted(lines, key=rank)
+
+
+def _by_sentence(evidence: Evidence) -> dict[str, list[Finding]]:
+    found: dict[str, list[Finding]] = {}
+    for finding in evidence.findings:
+        found.setdefault(finding.sentence, []).append(finding)
+    return found
+
+
+def _rank(sentence: str, by_sentence: dict[str, list[Finding]]) -> int:
+    """Anatomical order of a sentence, by its id; one without a finding comes last."""
     order = list(wording()["organs"])
-    ranks = [order.index(organ(finding.entity)) for finding in by_sentence.get(sentence.id, ())]
-    return min(ranks, default=len(order))
+    ranks = [order.index(organ(finding.entity)) for finding in by_sentence.get(sentence, ())]
+    return min(ranks, default=_last())
+
+
+def _last() -> int:
+    return len(wording()["organs"])
 
 
 def _impression(
@@ -76,7 +103,7 @@ def _impression(
     return lines
 
 
-def _no_follow_up(evidence: Evidence) -> str:
+def no_follow_up(evidence: Evidence) -> str:
     """Cites where it would stand: the impression, or else the last sentence."""
     places = (evidence.impression or evidence.sentences)[-1:]
     return cite(wording()["narrative"]["no_follow_up"], [s.id for s in places])

@@ -23,6 +23,12 @@ def organ(entity: str) -> str:
     return lexicon().entities[entity]["organ"]
 
 
+def region(entity: str) -> str:
+    """chest, abdomen or pelvis; empty when the entity is none that the word lists know, or is anywhere."""
+    known = entity in lexicon().entities
+    return str(wording()["organs"][organ(entity)]["region"]) if known else ""
+
+
 def is_many(finding: Finding) -> bool:
     """Whether the finding is spoken of in the plural."""
     return lexicon().entities[finding.entity].get("noun") == "many" or bool(_MANY & set(finding.attributes))

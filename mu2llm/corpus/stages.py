@@ -4,22 +4,22 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from mu2llm.corpus import screen
-from mu2llm.corpus.answers import Draft, answer
+from mu2llm.corpus.answers import Draft
 from mu2llm.corpus.citations import Claim, Score, read_claims, sample_id, verify, without_marks
+from mu2llm.corpus.client import Unanswered
 from mu2llm.corpus.evidence import Evidence, gather
-from mu2llm.corpus.narrative import narrate
-from mu2llm.corpus.phrases import organ, wording
-from mu2llm.corpus.questions import ask
-from mu2llm.corpus.refine import refine
+from mu2llm.corpus.phrases import region, wording
+from mu2llm.corpus.providers import Provider
+from mu2llm.corpus.questions import Question, ask
 from mu2llm.data.records import REPORT_QUESTION, Sample, Study
 
 
-def work(study: Study, provenance: dict[str, str]) -> dict[str, Any]:
+def work(study: Study, provider: Provider) -> dict[str, Any]:
     """One study's samples, drops and counts.
 
     Returns {"samples": [...], "drops": [...], "made": drafts that went in, "score": ALCE counts, "sentences",
     "cited_sentences", "asked", "covered", "gaps"}: `asked` counts the questions that the report's positive
-    findings call for.
+    findings call for. "open", when there, counts drops that the endpoint is to blame for, not the draft.
     """
     evidence = gather(study)
     result: dict[str, Any] = {"samples": [], "drops": [], "gaps": [], "made": 0, "asked": 0, "covered": 0}
@@ -38,31 +38,77 @@ def work(study: Study, provenance: dict[str, str]) -> dict[str, Any]:
             cited.update(one for claim in claims for one in claim.ids)
         return True
 
+    def unanswered(task: str, question: str, aspect: str, error: Unanswered) -> None:
+        result["made"] += 1
+        about = {"study_id": study.study_id, "task": task, "question": question}
+        result["drops"].append(_drop(about, aspect, [error.reason]))
+        if error.passing:
+            result["open"] = result.get("open", 0) + 1
+
     unusable = _unusable(evidence)
-    keep_or_drop(_report(study, evidence, provenance), unusable)
+    keep_or_drop(_report(study, evidence, provider.provenance("report")), unusable)
     if not unusable:
-        for question in ask(evidence):
-            draft = answer(question, evidence)
-            faults = screen.faults(draft, evidence)
-            sample = _vqa(study, evidence, draft if faults else refine(draft), provenance)
-            kept = keep_or_drop(sample, faults, question.aspect)
-            if question.findings[0].status != "absent":
-                result["asked"] += 1
-                result["covered"] += kept
-                if not kept:
-                    gap = {"study_id": study.study_id, "entity": question.entity, "aspect": question.aspect}
-                    result["gaps"].append(gap)
-        text, left_out = narrate(evidence)
-        narrative = _narrative(study, evidence, text, provenance)
-        keep_or_drop(narrative, [])
-        for line, faults in left_out:
-            result["made"] += 1
-            result["drops"].append(_drop(narrative | {"question": line}, "line", faults))
+        wanted = ask(evidence)
+        covered: set[tuple[str, str]] = set()
+        told: list[Draft] = []
+        try:
+            questions = provider.ask(evidence, wanted)
+        except Unanswered as error:
+            questions = []
+            unanswered("vqa", "", "questions", error)
+        earlier: set[Question] = set()
+        for question in questions:
+            repeated = question in earlier
+            earlier.add(question)
+            try:
+                draft, faults = _draft(question, evidence, provider, repeated)
+            except Unanswered as error:
+                unanswered("vqa", question.text, question.aspect, error)
+                continue
+            sample = _vqa(study, evidence, draft, provider.provenance("vqa"))
+            if keep_or_drop(sample, faults, question.aspect):
+                told.append(draft)
+                if _is_positive(question):
+                    covered.add((question.entity, question.aspect))
+        for question in filter(_is_positive, wanted):
+            result["asked"] += 1
+            result["covered"] += (question.entity, question.aspect) in covered
+            if (question.entity, question.aspect) not in covered:
+                gap = {"study_id": study.study_id, "entity": question.entity, "aspect": question.aspect}
+                result["gaps"].append(gap)
+        try:
+            text, left_out = provider.narrate(evidence, told)
+        except Unanswered as error:
+            unanswered("narrative", wording()["questions"]["narrative"][0], "", error)
+        else:
+            narrative = _narrative(study, evidence, text, provider.provenance("narrative"))
+            keep_or_drop(narrative, [])
+            for line, faults in left_out:
+                result["made"] += 1
+                result["drops"].append(_drop(narrative | {"question": line}, "line", faults))
     return result | {
         "score": asdict(score),
         "sentences": 0 if unusable else len(evidence.sentences),
         "cited_sentences": len(cited),
     }
+
+
+def _draft(
+    question: Question, evidence: Evidence, provider: Provider, repeated: bool
+) -> tuple[Draft, list[str]]:
+    """Stages 2 to 4 for one question: the draft as far as it came, and why it is not to be kept."""
+    if repeated:
+        return Draft(question, "", ""), ["duplicate: the question is asked twice"]
+    draft = provider.answer(question, evidence)
+    faults = screen.faults(draft, evidence) or provider.judge(draft, evidence)
+    if faults:
+        return draft, faults
+    refined = provider.refine(draft, evidence)
+    return refined, screen.faults(refined, evidence)
+
+
+def _is_positive(question: Question) -> bool:
+    return bool(question.findings) and question.findings[0].status != "absent"
 
 
 def _unusable(evidence: Evidence) -> list[str]:
@@ -84,7 +130,7 @@ def _vqa(study: Study, evidence: Evidence, draft: Draft, provenance: dict[str, s
     texts = {"thinking": draft.thinking, "answer": draft.answer}
     claims = [claim for part, text in texts.items() for claim in read_claims(part, text)]
     sample = _finished(study, evidence, "vqa", draft.question.text, texts, claims, provenance)
-    sample["region"] = wording()["organs"][organ(draft.question.entity)]["region"]
+    sample["region"] = region(draft.question.entity)
     ids = {one for claim in claims for one in claim.ids}
     sample["evidence"] = [item for item in sample["evidence"] if item["id"] in ids]
     return sample | {"sample_id": sample_id(sample)}

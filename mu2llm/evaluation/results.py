@@ -64,6 +64,7 @@ def finding_part(
 ) -> dict[str, Any]:
     """F1 of the findings that drafts state, against Study.labels where given, else the reference's findings.
 
+    Labels may be finding keys ("pleural effusion, left") or the 18 names of CT-RATE ("Pleural effusion").
     The reference reports themselves go the same way: their F1 is the ceiling that a perfect draft would
     reach, and a low one says that labels and reports use other names.
     """
@@ -96,6 +97,11 @@ def finding_part(
         for real, blank, shuffled in zip(tables["real"], tables["blank"], tables["shuffled"], strict=True)
     ]
     return part
+
+
+def _named(text: str) -> set[str]:
+    """What a report states, by both kinds of name that Study.labels may use; they differ in their capital."""
+    return finding_keys(extract(text)) | {name for name, present in label(text).items() if present}
 
 
 def clinical_part(

@@ -99,5 +99,11 @@ def test_mistakes_are_named(tmp_path):
     write_jsonl(tmp_path / "studies.jsonl", [study("a", "No effusion."), study("a", "No effusion.")])
     with pytest.raises(ValueError, match="'a' stands twice"):
         build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
-    with pytest.raises(ValueError, match="'rules' provider only"):
+    for wrong, named in {"ftp://host": "ftp://host", "http://me:secret@host": "environment"}.items():
+        with pytest.raises(ValueError, match=named) as raised:
+            build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", llm=wrong, model="m")
+        assert "secret" not in str(raised.value)
+    with pytest.raises(ValueError, match="no model named"):
         build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", llm="http://localhost:1")
+    with pytest.raises(ValueError, match="llm='rules', which asks none"):
+        build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", model="m")

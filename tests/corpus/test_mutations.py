@@ -8,6 +8,7 @@ import re
 import pytest
 
 from mu2llm.corpus.citations import sample_id, verify
+from mu2llm.corpus.providers import Rules
 from mu2llm.corpus.stages import work
 
 MUTANTS = 1000
@@ -96,7 +97,7 @@ def _ids_that_say_it(sample, citation):
 
 @pytest.fixture(scope="module")
 def samples(studies):
-    made = [sample for study in studies for sample in work(study, {})["samples"]]
+    made = [sample for study in studies for sample in work(study, Rules())["samples"]]
     return [sample for sample in made if sample["task"] != "report"]
 
 

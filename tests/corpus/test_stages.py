@@ -2,6 +2,7 @@ import pytest
 from made_studies import REAL_STYLE, study
 
 from mu2llm.corpus.citations import marked
+from mu2llm.corpus.providers import Rules
 from mu2llm.corpus.stages import work
 
 
@@ -11,7 +12,7 @@ def asked(result):
 
 @pytest.fixture(scope="module")
 def follow_up_study():
-    return work(study("a", REAL_STYLE[2]), {"provider": "rules"})
+    return work(study("a", REAL_STYLE[2]), Rules({"provider": "rules"}))
 
 
 def test_every_aspect_of_every_positive_finding_is_asked(follow_up_study):
@@ -52,7 +53,7 @@ def test_answers_carry_no_marks_and_can_be_marked(follow_up_study):
 
 
 def test_the_narrative_has_three_sections_in_anatomical_order():
-    result = work(study("b", REAL_STYLE[1]), {})
+    result = work(study("b", REAL_STYLE[1]), Rules())
     narrative = next(sample for sample in result["samples"] if sample["task"] == "narrative")
     findings, impression, follow_up = narrative["answer"].split("\n\n")
     assert findings.startswith("Findings Rationale:\nLiver: Normal size")
@@ -70,13 +71,13 @@ def test_the_narrative_has_three_sections_in_anatomical_order():
 
 def test_a_report_without_impression_and_follow_up_says_so():
     text = "There is a nodule in the right lung. The heart is normal in size."
-    answer = work(study("c", text), {})["samples"][-1]["answer"]
+    answer = work(study("c", text), Rules())["samples"][-1]["answer"]
     assert "A leading finding is: There is a nodule in the right lung." in answer
     assert answer.endswith("Follow-up Rationale:\nThe report asks for no follow-up.")
 
 
 def test_the_report_sample_is_the_report():
-    report = work(study("d", "No effusion.", "Impression: Normal examination."), {})["samples"][0]
+    report = work(study("d", "No effusion.", "Impression: Normal examination."), Rules())["samples"][0]
     assert report["question"] == "Write the radiology report of this CT."
     assert report["answer"] == "No effusion.\nImpression: Normal examination."
     assert [item["text"] for item in report["evidence"]] == [
@@ -86,7 +87,7 @@ def test_the_report_sample_is_the_report():
 
 
 def test_what_the_report_contradicts_is_dropped_with_its_reason():
-    result = work(study("e", "No pleural effusion. There is a small left pleural effusion."), {})
+    result = work(study("e", "No pleural effusion. There is a small left pleural effusion."), Rules())
     assert [(drop["reason"], drop["faults"]) for drop in result["drops"]] == [
         ("contradiction", ["contradiction: pleural effusion is present in S2"])
     ]
@@ -94,7 +95,9 @@ def test_what_the_report_contradicts_is_dropped_with_its_reason():
 
 
 def test_a_denial_is_kept_as_narrow_as_it_was():
-    answers = asked(work(study("f", "No large pleural effusion. No acute fracture of the left ribs."), {}))
+    answers = asked(
+        work(study("f", "No large pleural effusion. No acute fracture of the left ribs."), Rules())
+    )
     assert "No, there is no large pleural effusion." in answers.values()
     assert "No, there is no acute fracture on the left side." in answers.values()
 
@@ -103,7 +106,7 @@ def test_a_denial_is_kept_as_narrow_as_it_was():
     ("text", "reason"), [("", "empty"), (" \n ", "empty"), ("两肺清晰。心脏不大。", "language")]
 )
 def test_unusable_reports_are_dropped(text, reason):
-    result = work(study("g", text), {})
+    result = work(study("g", text), Rules())
     assert result["samples"] == []
     assert [drop["reason"] for drop in result["drops"]] == [reason]
     assert result["made"] == 1
