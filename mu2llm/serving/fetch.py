@@ -23,8 +23,8 @@ def fetch_served(repository: str, folder: str | Path, *, wait: bool = False) -> 
         folder: the new repository; a version in it from an earlier, broken call is replaced.
         wait: where nothing has been exported yet, wait until something has.
 
-    Raises `FileNotFoundError` when nothing has been exported, `ValueError` when a file differs from its manifest
-    or is missing.
+    Raises `FileNotFoundError` when nothing has been exported, `ValueError` when a file is missing or differs
+    from its manifest.
     """
     config, target = f"{repository.rstrip('/')}/{MODEL}/config.pbtxt", Path(folder) / MODEL
     while wait and not storage.exists(config):
