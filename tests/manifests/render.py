@@ -1,4 +1,4 @@
-"""Renders the overlays with a real kustomize: `python -m tests.manifests.render FOLDER` writes one file each."""
+"""Renders the overlays with a real kustomize: `python -m tests.manifests.render FOLDER`."""
 
 import shutil
 import subprocess

@@ -1,7 +1,7 @@
 """Every object has only fields that its kind has, of the right types.
 
 Core kinds: the schemas of Kubernetes itself, strict. Trainer's kinds: the models of kubeflow-trainer-api. For
-other custom resources schemas/ holds strict ones of the fields that are used, written after their documentation.
+other custom resources schemas/ holds strict ones of the fields that are used, after their documentation.
 """
 
 import json
