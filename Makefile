@@ -9,7 +9,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mu2-ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test test-fast check clean
+.PHONY: setup demo test test-fast check manifests manifests-lint images clean
+
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mu2llm/__init__.py)
+IMAGES := base train triton
+# An image's base is replaced by <image>_BASE, pip's settings are given with PIP_CONF, a file that no layer keeps:
+#   make images IMAGES=base base_BASE=our/python:3.12 PIP_CONF=/etc/pip.conf
+PIP_CONF ?=
+comma := ,
 
 setup: $(READY)
 
@@ -44,6 +51,26 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_docs.py
+
+# Renders the overlays to build/manifests and checks what came out. Needs kustomize, or a kubectl that has it.
+manifests: setup
+	$(BIN)/python -m tests.manifests.render build/manifests
+	$(BIN)/python -m pytest -q tests/manifests
+
+# A policy linter, in an environment of its own: its pins are not the project's.
+manifests-lint: manifests
+	@test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && build/checkov/bin/pip install -q checkov==3.3.30; }
+	build/checkov/bin/checkov --config-file manifests/.checkov.yaml -d build/manifests
+
+# wheels/ may hold the CPU build of torch, or be empty. The mounts of the Dockerfiles need BuildKit.
+images:
+	@mkdir -p wheels
+	@for image in $(IMAGES); do \
+		case $$image in base) base='$(base_BASE)';; train) base='$(train_BASE)';; triton) base='$(triton_BASE)';; esac; \
+		DOCKER_BUILDKIT=1 docker build --file images/$$image/Dockerfile --tag mu2llm/$$image:$(VERSION) \
+			$${base:+--build-arg BASE_IMAGE=$$base} $(if $(PIP_CONF),--secret 'id=pip$(comma)src=$(PIP_CONF)') \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; \
+	done
 
 # Removes what was built, not what was measured: demo/ stays.
 clean:

@@ -31,6 +31,34 @@ INPUTS = ("VOLUME_URI", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED")
 CANCEL_SECONDS = 0.02  # how often clients are asked whether they still want their answer
 
 
+class Metrics:
+    """Counts requests on Triton's metrics port. Triton's own counters end when a request is handed over."""
+
+    def __init__(self, version: str):
+        kinds = pb_utils.MetricFamily
+        self.families = {  # a family must outlive its metrics
+            "open": kinds("mu2llm_requests_open", "Requests that have not been answered whole", kinds.GAUGE),
+            "ended": kinds("mu2llm_requests_total", "Requests that have ended, by outcome", kinds.COUNTER),
+            "seconds": kinds("mu2llm_request_seconds_total", "From arrival to end, summed", kinds.COUNTER),
+        }
+        self.labels = {"model": "mu2llm", "version": version}
+        self.open = self.families["open"].Metric(labels=self.labels)
+        self.seconds = self.families["seconds"].Metric(labels=self.labels)
+        outcomes = ("FINISHED", "INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL")
+        self.ended = {
+            outcome: self.families["ended"].Metric(labels={**self.labels, "outcome": outcome})
+            for outcome in outcomes
+        }
+
+    def arrived(self) -> None:
+        self.open.increment(1)
+
+    def left(self, outcome: str, seconds: float) -> None:
+        self.open.increment(-1)
+        self.ended[outcome].increment(1)
+        self.seconds.increment(seconds)
+
+
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
@@ -46,7 +74,9 @@ class TritonPythonModel:
         # fmt: on
         self.numbers = itertools.count(1)
         self.senders: dict[int, Any] = {}
-        self.lock = threading.Lock()  # for senders
+        self.arrivals: dict[int, float] = {}
+        self.metrics = Metrics(self.version)
+        self.lock = threading.Lock()  # for senders and arrivals
         self.channel_lock = threading.Lock()  # for writing; apart, or a long write would hold up the reader
         self.closing = False
         self._start_worker()
@@ -56,15 +86,18 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender = request.get_response_sender()
+            number, sender = next(self.numbers), request.get_response_sender()
+            with self.lock:
+                self.arrivals[number] = time.monotonic()
+            self.metrics.arrived()
             volume = _value(request, "VOLUME")
             values = {name: _value(request, name) for name in INPUTS}
             try:
                 values = {name: _plain(name, value) for name, value in values.items() if value is not None}
             except ValueError as error:
+                self._left(number, "INVALID_ARG")
                 _fail(sender, "INVALID_ARG", str(error))
                 continue
-            number = next(self.numbers)
             with self.lock:
                 self.senders[number] = sender
             header = {"id": number, "type": "ask", "values": values, "volume": volume is not None}
@@ -100,9 +133,10 @@ class TritonPythonModel:
             )
             with self.channel_lock:
                 with self.lock:
-                    lost = list(self.senders.values())
+                    lost = dict(self.senders)
                     self.senders.clear()
-                for sender in lost:
+                for number, sender in lost.items():
+                    self._left(number, "UNAVAILABLE")
                     _fail(sender, "UNAVAILABLE", "the model's process ended amid this request: try again")
                 try:
                     self._start_worker()
@@ -119,7 +153,10 @@ class TritonPythonModel:
             return  # asked of the worker before this one, and failed with it
         if header["type"] == "piece":
             sender.send(pb_utils.InferenceResponse([_text("TEXT", header["text"])]))
-        elif header["type"] == "fail":
+            return
+        # Before the client is told: who has the answer finds it counted.
+        self._left(number, header["code"] if header["type"] == "fail" else "FINISHED")
+        if header["type"] == "fail":
             _fail(sender, header["code"], header["message"])
         else:
             outputs = {
@@ -130,6 +167,11 @@ class TritonPythonModel:
                 "NOTICE": NOTICE,
             }
             _last(sender, pb_utils.InferenceResponse([_text(*output) for output in outputs.items()]))
+
+    def _left(self, number: int, outcome: str) -> None:
+        with self.lock:
+            arrival = self.arrivals.pop(number)
+        self.metrics.left(outcome, time.monotonic() - arrival)
 
     def _watch_clients(self) -> None:
         told: set[int] = set()

@@ -188,3 +188,26 @@ def test_stop_leaves_no_process_and_no_shared_memory(
     assert not list(Path("/dev/shm").glob(f"mu2llm_{running.grpc_port}_*"))
     assert server.status(tmp_path / "state") is None
     assert server.stop(tmp_path / "state") is False
+
+
+def test_the_metrics_tell_what_became_of_requests(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    running = endpoint[0]
+
+    def metric(name: str, outcome: str = "") -> float:
+        address = f"http://127.0.0.1:{running.metrics_port}/metrics"
+        with urllib.request.urlopen(address) as answer:
+            lines = answer.read().decode().splitlines()
+        label = f'outcome="{outcome}"' if outcome else ""
+        found = [line for line in lines if line.startswith(f"{name}{{") and label in line]
+        assert len(found) == 1, found
+        return float(found[0].rsplit(" ", 1)[1])
+
+    finished, refused = (metric("mu2llm_requests_total", it) for it in ("FINISHED", "INVALID_ARG"))
+    seconds = metric("mu2llm_request_seconds_total")
+    list(report(nifti, url=running.url, max_tokens=10))
+    with pytest.raises(RequestError):
+        list(report(b"garbage", url=running.url))
+    assert metric("mu2llm_requests_total", "FINISHED") == finished + 1
+    assert metric("mu2llm_requests_total", "INVALID_ARG") == refused + 1
+    assert metric("mu2llm_request_seconds_total") > seconds
+    assert metric("mu2llm_requests_open") == 0
