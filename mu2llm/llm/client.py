@@ -1,6 +1,6 @@
 """Asks an OpenAI-compatible chat endpoint (vLLM, a hosted model): bounded, patient, never twice the same.
 
-Stands apart from the corpus, for every use of an endpoint. It logs no prompt, no answer and no key.
+It logs no prompt, no answer and no key.
 """
 
 import email.utils
@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from mu2llm.corpus.gate import Gate
-from mu2llm.corpus.reply import Unusable, read_reply
+from mu2llm.llm.gate import Gate
+from mu2llm.llm.reply import Unusable, read_reply
 
 Messages = list[dict[str, str]]
 
@@ -66,7 +66,7 @@ class Asking:
 
 
 class Answers(Protocol):
-    """Where answers are kept: `mu2llm.corpus.store.Store`."""
+    """Where answers are kept: `mu2llm.llm.store.Store`."""
 
     def __contains__(self, key: str) -> bool: ...
     def __getitem__(self, key: str) -> Any: ...
