@@ -124,7 +124,7 @@ class Client:
         """
         fault = ""
         for attempt in range(self.asking.attempts):
-            reply = self._kept_or_asked(messages, schema, attempt)
+            reply = self.reply(messages, schema, attempt)
             if reply["finish"] in ("content_filter", "refusal"):
                 fault = "refused: by the model or its filter"
                 continue
@@ -139,12 +139,20 @@ class Client:
                 return value
         raise Unanswered(fault)
 
-    def _kept_or_asked(
-        self, messages: Messages, schema: dict[str, Any] | None, attempt: int
+    def reply(
+        self,
+        messages: Messages,
+        schema: dict[str, Any] | None = None,
+        attempt: int = 0,
+        asking: Asking | None = None,
     ) -> dict[str, Any]:
-        """The raw answer {"text", "finish"} of one attempt; threads that ask the same at once ask it once."""
-        settings = {k: v for k, v in self.asking.content().items() if k != "attempts"}
-        body = {"model": self.model, "messages": messages, **settings, "seed": self.asking.seed + attempt}
+        """The raw answer {"text", "finish"} of one attempt; threads that ask the same at once ask it once.
+
+        `asking` says otherwise than the client's what an answer depends on. Raises as `complete`.
+        """
+        asking = asking or self.asking
+        settings = {k: v for k, v in asking.content().items() if k != "attempts"}
+        body = {"model": self.model, "messages": messages, **settings, "seed": asking.seed + attempt}
         known = json.dumps([body, schema], sort_keys=True, ensure_ascii=False).encode()
         key = hashlib.sha256(known).hexdigest()
         with self._lock:
