@@ -85,7 +85,7 @@ class EndpointJudge(ModelJudge):
                 # An endpoint's trouble is not the model's answer: the next run asks again.
                 self._store.add(key, answers, keep=not fault)
                 lost, why = lost + bool(fault), fault or why
-                self._reached = self._reached or not answers[-1].get("passing")
+                self._reached = self._reached or len(answers) > 1 or not answers[-1].get("passing")
                 if count % _EVERY == 0 or count == len(todo):
                     print(f"judge: asked {count} of {len(todo)} pairs, {lost} unanswered", flush=True)
         if not self._reached:

@@ -118,6 +118,18 @@ def test_what_the_endpoint_leaves_unanswered_is_unscored_and_asked_by_the_next_r
     assert len(server.arrivals) == asked + 1
 
 
+def test_a_second_asking_that_is_lost_leaves_the_pair_unanswered(server):
+    server.plan = lambda stage, digest, before: "500" if before else "empty"
+    (judgement,) = judge_at(server).score(REFERENCES[:1], CANDIDATES[:1])
+    assert (judgement.score, judgement.status) == (None, "unanswered")
+
+
+def test_a_second_asking_that_is_refused_leaves_the_first_answer(server):
+    server.plan = lambda stage, digest, before: "400" if before else "truncated"
+    (judgement,) = judge_at(server).score(REFERENCES[:1], CANDIDATES[:1])
+    assert (judgement.score, judgement.status) == (None, "truncated")
+
+
 def test_a_pair_that_is_refused_is_unscored(server):
     server.plan = lambda *_: "400"
     (judgement,) = judge_at(server).score(REFERENCES[:1], CANDIDATES[:1])
