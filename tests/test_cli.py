@@ -74,6 +74,7 @@ def test_a_wrong_word_is_one_line(capsys: pytest.CaptureFixture) -> None:
         (("train", "sft", "--porc", "2"), "--porc"),
         (("green", "a", "b", "c=d"), "c=d"),
         (("evaluate", "{tmp}/model", "{tmp}/studies.jsonl", "--out", "{tmp}/out"), "studies.jsonl"),
+        (("evaluate", "a", "b", "--model", "c", "--out", "{tmp}/out"), "MODEL once"),
         (("convert", "{tmp}/model", "{tmp}/ours"), "config.json"),
         (("export", "triton", "--tracking-uri", "sqlite:///{tmp}/no.db"), "no.db"),
         (("serve", "--state", "{tmp}/serving"), "{tmp}/serving/repository"),

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    ("volume", "storage", "text"),
+    ("volume", "storage", "text", "llm"),
     ("data", "model"),
     ("corpus", "evaluation"),
     ("training", "serving", "registry"),

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-JUDGES = "'rules', or the folder of a GREEN checkpoint"
+JUDGES = "'rules', the folder of a GREEN checkpoint, or an endpoint: http://host:8000/v1"
+JUDGE_MODEL = "the model at an endpoint that judges (key: MU2_JUDGE_LLM_KEY)"
 STORE = "~/.cache/mu2llm/judge"
 
 
@@ -48,12 +49,15 @@ def add(commands: Any) -> None:
     pairs.set_defaults(run=run_preferences)
 
     evaluate = commands.add_parser("evaluate", help="drafts of held-out studies against their reports")
-    evaluate.add_argument("model", help="model folder")
-    evaluate.add_argument("studies", help="studies.jsonl; its test split is used")
+    evaluate.add_argument("model", nargs="?", help="model folder")
+    evaluate.add_argument("studies", nargs="?", help="studies.jsonl; its test split is used")
+    evaluate.add_argument("--model", dest="model_option", metavar="DIR", help="another way to name the model")
+    evaluate.add_argument("--studies", dest="studies_option", metavar="FILE", help="and the studies")
     evaluate.add_argument(
         "--out", required=True, help="folder for evaluation.json, drafts.jsonl, report.html"
     )
     evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
+    evaluate.add_argument("--judge-model", default="", help=JUDGE_MODEL)
     evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
     evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
@@ -81,6 +85,7 @@ def add(commands: Any) -> None:
     green.add_argument("--refs", help="many references: a text file, one report a line, or .jsonl (docs)")
     green.add_argument("--hyps", help="their candidates, line for line")
     green.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
+    green.add_argument("--judge-model", default="", help=JUDGE_MODEL)
     green.add_argument("--out", help="JSON lines to write, one a pair, with --refs and --hyps")
     green.add_argument(
         "--store", default=STORE, help="folder for a model judge's completions (default: %(default)s)"
@@ -143,11 +148,26 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from mu2llm.evaluation.evaluate import evaluate
 
     numbers = evaluate(
-        args.model, args.studies, args.out, judge=args.judge, store=args.store, limit=args.limit
+        _named("MODEL", args.model, args.model_option),
+        _named("STUDIES", args.studies, args.studies_option),
+        args.out,
+        judge=args.judge,
+        judge_model=args.judge_model,
+        store=args.store,
+        limit=args.limit,
+        bertscore=args.bertscore,
+        preferences=args.preferences,
     )
     shown = {key: value for key, value in numbers.items() if not isinstance(value, dict)}
     print(json.dumps(shown, indent=1, ensure_ascii=False))
     print(f"The page: {Path(args.out) / 'report.html'}")
+
+
+def _named(name: str, place: str | None, option: str | None) -> str:
+    """What is named once, by its place or by its option."""
+    if bool(place) == bool(option):
+        raise ValueError(f"name {name} once: by its place, or with --{name.lower()}")
+    return place or option or ""
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -167,16 +187,19 @@ def run_green(args: argparse.Namespace) -> None:
     if args.refs:
         from mu2llm.evaluation.scoring import green_of_files, show
 
-        print(show(green_of_files(args.refs, args.hyps, args.judge, out=args.out, store=store)))
+        about = {"judge_model": args.judge_model, "out": args.out, "store": store}
+        print(show(green_of_files(args.refs, args.hyps, args.judge, **about)))
         return
     if args.out:
         raise ValueError("--out goes with --refs and --hyps: a single pair is printed")
     from mu2llm.evaluation.judges import find_judge
 
     texts = [Path(name).read_text(encoding="utf-8") for name in single]
-    (result,) = find_judge(args.judge, store).score([texts[0]], [texts[1]])
+    judge = find_judge(args.judge, store, model=args.judge_model)
+    (result,) = judge.score([texts[0]], [texts[1]])
     print(result.completion)
-    print(f"GREEN {result.score:.3f}" if result.score is not None else f"GREEN none ({result.status})")
+    why = f"{result.status}: {result.reason}"
+    print(f"GREEN {result.score:.3f}" if result.score is not None else f"GREEN none ({why})")
 
 
 def run_explain(args: argparse.Namespace) -> None:

@@ -9,21 +9,18 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from mu2llm.corpus.client import Asking, Client
 from mu2llm.corpus.endpoint import Endpoint, connect, spent
 from mu2llm.corpus.providers import Provider, Rules
 from mu2llm.corpus.stages import work
-from mu2llm.corpus.store import Store
-from mu2llm.corpus.workers import work_through
 from mu2llm.data.records import Study, read_jsonl, write_jsonl
+from mu2llm.llm.client import Asking, Client
+from mu2llm.llm.store import Store
+from mu2llm.llm.workers import work_through
 
 log = logging.getLogger("mu2llm")
 
 # What carries the work, and changes no result of the rules; prompts have versions of their own.
-_MACHINERY = {
-    *("build.py", "client.py", "endpoint.py", "gate.py", "language.py"),
-    *("prompts.py", "reply.py", "store.py", "workers.py"),
-}
+_MACHINERY = {"build.py", "endpoint.py", "language.py", "prompts.py"}
 _SHOWN_GAPS = 100
 _EVERY = 500  # studies between two lines of progress
 

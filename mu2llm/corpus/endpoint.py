@@ -7,12 +7,12 @@ from typing import Any
 
 from mu2llm.corpus.answers import Draft
 from mu2llm.corpus.citations import without_marks
-from mu2llm.corpus.client import Answers, Asking, Client, Unanswered, endpoint_url
 from mu2llm.corpus.evidence import Evidence
 from mu2llm.corpus.language import is_english_prose
 from mu2llm.corpus.narrative import compose, in_anatomical_order, no_follow_up
 from mu2llm.corpus.prompts import Prompt, load_prompts, numbered
 from mu2llm.corpus.questions import Question
+from mu2llm.llm.client import Answers, Asking, Client, Unanswered, endpoint_url
 
 _TASKS = {
     "vqa": ("questions", "answer", "judge", "refine"),

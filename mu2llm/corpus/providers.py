@@ -13,7 +13,7 @@ from mu2llm.corpus.refine import refine
 class Provider(Protocol):
     """Asks, answers, judges, refines and narrates for one study after the other, or for many at once.
 
-    A method that gets no usable answer raises `mu2llm.corpus.client.Unanswered`: the draft is dropped.
+    A method that gets no usable answer raises `mu2llm.llm.client.Unanswered`: the draft is dropped.
     """
 
     def ask(self, evidence: Evidence, wanted: list[Question]) -> list[Question]:

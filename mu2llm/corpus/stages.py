@@ -6,12 +6,12 @@ from typing import Any, Literal
 from mu2llm.corpus import screen
 from mu2llm.corpus.answers import Draft
 from mu2llm.corpus.citations import Claim, Score, read_claims, sample_id, verify, without_marks
-from mu2llm.corpus.client import Unanswered
 from mu2llm.corpus.evidence import Evidence, gather
 from mu2llm.corpus.phrases import region, wording
 from mu2llm.corpus.providers import Provider
 from mu2llm.corpus.questions import Question, ask
 from mu2llm.data.records import REPORT_QUESTION, Sample, Study
+from mu2llm.llm.client import Unanswered
 
 
 def work(study: Study, provider: Provider) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def evaluate(
     out: str | Path,
     *,
     judge: str | Path | Judge = "rules",
+    judge_model: str = "",
     store: str | Path | None = None,
     limit: int | None = None,
     split: str = "test",
@@ -43,9 +44,10 @@ def evaluate(
     `out/evaluation.json`, `out/drafts.jsonl` and `out/report.html`; returns what evaluation.json holds.
 
     `model` is a model folder, `studies` a file of Study records, `judge` "rules", the folder of a GREEN
-    checkpoint, or an object with `name` and `score`; `store` is where a checkpoint's completions are kept
-    (default: `out/judge`). `limit` takes the first studies of the split. A finding counts in a macro-F1 when
-    at least `min_positives` studies truly have it. `cases` is how many studies the page shows with pictures.
+    checkpoint, the URL of an endpoint that serves `judge_model`, or an object with `name` and `score`;
+    `store` is where a model judge's completions are kept (default: `out/judge`). `limit` takes the first
+    studies of the split. A finding counts in a macro-F1 when at least `min_positives` studies truly have it.
+    `cases` is how many studies the page shows with pictures.
     Intervals are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder for
     prepared frames: worth its disk when volumes are large, for they are read for two of the three drafts.
     `bertscore` is the folder of an encoder, and `preferences` the file of pairs that the model was trained
@@ -53,7 +55,7 @@ def evaluate(
     Raises `ValueError` when the split holds no study, or no other patient for the shuffled floor.
     """
     started = time.monotonic()
-    judge = find_judge(judge, store or Path(out) / "judge")
+    judge = find_judge(judge, store or Path(out) / "judge", model=judge_model)
     ranked_by = sorted({pair.judge for pair in read_jsonl(preferences, Preference)}) if preferences else []
     chosen = [study for study in read_jsonl(studies, Study) if study.split == split][:limit]
     if not chosen:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["strict", "published"]
-Status = Literal["ok", "missing_section", "truncated", "malformed", "no_findings", "too_long"]
+Status = Literal["ok", "missing_section", "truncated", "malformed", "no_findings", "too_long", "unanswered"]
 
 SIGNIFICANT = "Clinically Significant Errors"
 INSIGNIFICANT = "Clinically Insignificant Errors"

@@ -1,7 +1,8 @@
 """Judges: pairs of reports in, GREEN judgements out.
 
-A judge has a `name` and `score(references, candidates) -> list[Judgement]`; `find_judge` takes a name or the
-folder of a checkpoint (`mu2llm.evaluation.model_judge`). `RulesJudge` needs no weights and no network: it
+A judge has a `name` and `score(references, candidates) -> list[Judgement]`; `find_judge` takes a name, the
+folder of a checkpoint (`mu2llm.evaluation.model_judge`) or the URL of an endpoint
+(`mu2llm.evaluation.endpoint_judge`). `RulesJudge` needs no weights and no network: it
 extracts the findings of both reports (`mu2llm.text.findings`), matches them (`mu2llm.evaluation.matching`),
 writes GREEN's format, and takes its counts from the strict parser as every judge does.
 """
@@ -59,11 +60,24 @@ def check_pairs(references: Sequence[str], candidates: Sequence[str]) -> None:
         )
 
 
-def find_judge(judge: str | Path | Judge, store: str | Path | None = None) -> Judge:
-    """A judge by its name or its checkpoint's folder, or the judge itself.
+def find_judge(
+    judge: str | Path | Judge,
+    store: str | Path | None = None,
+    *,
+    model: str = "",
+    concurrency: int = 16,
+) -> Judge:
+    """A judge by its name, its checkpoint's folder or its endpoint's URL, or the judge itself.
 
-    `store` is a folder in which a model judge keeps its completions for the next run.
+    `store` is a folder in which a model judge keeps its completions for the next run. `model` names the model
+    at an endpoint, which is asked `concurrency` pairs at once at most; a key comes from MU2_JUDGE_LLM_KEY.
     """
+    if isinstance(judge, str) and "://" in judge:
+        from mu2llm.evaluation.endpoint_judge import EndpointJudge
+
+        return EndpointJudge(judge, model, store=store, concurrency=concurrency)
+    if model:
+        raise ValueError(f"a judge model ({model}) is named for a judge that is no endpoint: give its URL")
     if not isinstance(judge, str | Path):
         return judge
     if str(judge) == "rules":
@@ -72,7 +86,9 @@ def find_judge(judge: str | Path | Judge, store: str | Path | None = None) -> Ju
         from mu2llm.evaluation.model_judge import TransformersJudge
 
         return TransformersJudge(judge, store=store)
-    raise ValueError(f"judge {str(judge)!r} is unknown: use 'rules', or the folder of a GREEN checkpoint")
+    raise ValueError(
+        f"judge {str(judge)!r} is unknown: use 'rules', a GREEN checkpoint's folder, or an endpoint's URL"
+    )
 
 
 @lru_cache(maxsize=4096)

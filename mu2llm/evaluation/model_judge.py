@@ -1,30 +1,25 @@
 """GREEN by a language model: a checkpoint folder such as GREEN-RadLlama2-7B or GREEN-RadPhi2.
 
-Each pair is asked once, however often it comes, and what the model wrote is stored by content: a second run
-asks nothing and does not even load the model. A completion that the strict parser refuses is asked for once
-more; if that is refused too, the pair is unscored, with the reason.
+What it shares with a model at an endpoint is in `completions`. The model is loaded when the first pair is
+asked: a run whose completions are all stored does not load it.
 """
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mu2llm.evaluation import green
-from mu2llm.evaluation.judges import Judgement, check_pairs
-from mu2llm.evaluation.parts import Part, parts
-from mu2llm.evaluation.prompt import MAX_WORDS, chat, fits, plain, prompt
+from mu2llm.evaluation.completions import ModelJudge, read
+from mu2llm.evaluation.parts import Part
+from mu2llm.evaluation.prompt import MAX_WORDS, chat, prompt
 
 TOTAL_TOKENS = 2048  # of prompt and completion together, as published
 LEAST_TOKENS = 256  # a completion in GREEN's format without a single finding takes about 170
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 0}
-_RECIPE = 1  # goes up when prompts or asking change: stored completions of the old way no longer count
 
 
-class TransformersJudge:
+class TransformersJudge(ModelJudge):
     """GREEN by the causal language model in `folder`: safetensors only, and no code from the folder is run.
 
     `store` is a folder for completions (they hold words of the reports); None keeps them in memory. `device`
@@ -50,9 +45,8 @@ class TransformersJudge:
         if not any(self.folder.glob("*.safetensors")):
             raise ValueError(f"{folder} holds no safetensors: save the judge's weights in that format")
         self.digest = _digest(self.folder)
-        self.name = f"{self.folder.resolve().name}@{self.digest[:8]}"
-        self.device, self.batch_size, self.seed = device, batch_size, seed
-        self._store = _Store(Path(store) / f"{self.name}.jsonl" if store else None)
+        self.device, self.batch_size = device, batch_size
+        super().__init__(f"{self.folder.resolve().name}@{self.digest[:8]}", store, seed)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -66,51 +60,10 @@ class TransformersJudge:
             "max_words": MAX_WORDS,
         }
 
-    def score(self, references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
-        """One judgement per pair, in order. Raises `ValueError` where the lists differ in length.
-
-        A report of more than 300 words is scored in parts (`mu2llm.evaluation.parts`), whose counts add up.
-        """
-        check_pairs(references, candidates)
-        pairs = list(zip(references, candidates, strict=True))
-        cut = {pair: parts(*pair) if pair[0].strip() else [] for pair in pairs}
-        asked = {self._key(p): p for pieces in cut.values() if _all_fit(pieces) for p in pieces}
-        self._ask({key: part for key, part in asked.items() if key not in self._store})
-        judged = {pair: self._judgement(pieces) for pair, pieces in cut.items()}
-        return [judged[pair] for pair in pairs]
-
-    def _key(self, part: Part) -> str:
-        content = [self.name, _RECIPE, self.seed, plain(part.reference), plain(part.candidate)]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    def _judgement(self, pieces: list[Part]) -> Judgement:
-        if not pieces:
-            return _unscored("no_findings", "the reference is empty")
-        if not _all_fit(pieces):
-            return _unscored("too_long", f"one organ alone takes more than {MAX_WORDS} words")
-        read = [_read(self._store[self._key(part)]) for part in pieces]
-        completion = "\n\n".join(
-            f"=== {part.name} ===\n{one.completion}" if part.name else one.completion
-            for part, one in zip(pieces, read, strict=True)
-        )
-        for part, one in zip(pieces, read, strict=True):
-            if one.status != "ok":
-                where = f"{part.name}: " if part.name else ""
-                return _unscored(one.status, where + one.reason, completion)
-        significant, insignificant = (
-            [sum(counts) for counts in zip(*rows, strict=True)]
-            for rows in ([one.significant for one in read], [one.insignificant for one in read])
-        )
-        matched = sum(one.matched for one in read)
-        score = green.green_score(matched, significant)
-        return Judgement(significant, insignificant, matched, score, "ok", completion=completion)
-
     # --- asking ------------------------------------------------------------------------------------------
 
     def _ask(self, todo: dict[str, Part]) -> None:
         """Asks for what the store lacks, in batches of like length, and once more for what is not ok."""
-        if not todo:
-            return
         ids = {key: self._prompt_ids(part) for key, part in todo.items()}
         for key in [key for key, row in ids.items() if len(row) > self.total - LEAST_TOKENS]:
             self._store.add(key, [{"text": "", "ended": False, "tokens": len(ids.pop(key))}])
@@ -119,7 +72,7 @@ class TransformersJudge:
         for keys in self._batches(ids):
             for key, answer in zip(keys, self.complete([ids[k] for k in keys], self.total), strict=True):
                 answers[key] = [answer]
-                if _read([answer]).status == "ok":
+                if read([answer]).status == "ok":
                     self._store.add(key, [answer])
                 else:
                     again.append(key)
@@ -214,27 +167,6 @@ class TransformersJudge:
         ]
 
 
-def _all_fit(pieces: list[Part]) -> bool:
-    return all(fits(part.reference, part.candidate) for part in pieces)
-
-
-def _read(answers: list[dict[str, Any]]) -> Judgement:
-    """The last answer, parsed strictly. One that did not come to its end is truncated, whatever it lacks."""
-    last = answers[-1]
-    if "tokens" in last:
-        return _unscored("too_long", f"the prompt alone takes {last['tokens']} tokens")
-    result = green.parse(last["text"])
-    if result.status == "ok":
-        return Judgement(**vars(result), completion=last["text"])
-    if not last["ended"]:
-        return _unscored("truncated", f"cut off; {result.reason}", last["text"])
-    return _unscored(result.status, result.reason, last["text"])
-
-
-def _unscored(status: green.Status, reason: str, completion: str = "") -> Judgement:
-    return Judgement([0] * 6, [0] * 6, 0, None, status, reason, completion=completion)
-
-
 def _digest(folder: Path) -> str:
     """SHA-256 of the files that make the judge: weights, configuration, tokenizer."""
     whole = hashlib.sha256()
@@ -243,41 +175,3 @@ def _digest(folder: Path) -> str:
             with path.open("rb") as file:
                 whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
-
-
-class _Store:
-    """Answers by key, in memory and, where it has a path, in an append-only file of JSON lines.
-
-    Each line is written at once and whole, so runs may share a file; a line that a killed run left half
-    written is passed over.
-    """
-
-    def __init__(self, path: Path | None):
-        self.path = path
-        self._known: dict[str, list[dict[str, Any]]] = {}
-        if path and path.exists():
-            for line in path.read_bytes().split(b"\n"):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                self._known[row["key"]] = row["answers"]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
-
-    def __getitem__(self, key: str) -> list[dict[str, Any]]:
-        return self._known[key]
-
-    def add(self, key: str, answers: list[dict[str, Any]]) -> None:
-        self._known[key] = answers
-        if not self.path:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # The line end comes first: after a half-written line, what follows starts afresh.
-        line = "\n" + json.dumps({"key": key, "answers": answers}, ensure_ascii=False)
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)

@@ -69,6 +69,7 @@ def green_of_files(
     candidates: str | Path,
     judge: str | Path | Judge = "rules",
     *,
+    judge_model: str = "",
     out: str | Path | None = None,
     store: str | Path | None = None,
     resamples: int = RESAMPLES,
@@ -77,7 +78,8 @@ def green_of_files(
     """Scores line against line and returns what `summarize` says; writes one JSON line a pair to `out`.
 
     Where both files name studies, line for line they must be the same; the interval is over patients where
-    the references name them, else over pairs. `store` keeps a model judge's completions.
+    the references name them, else over pairs. `judge_model` is the model at a judge that is an endpoint;
+    `store` keeps a model judge's completions.
     """
     wanted, said = read_reports(references), read_reports(candidates)
     if len(wanted.texts) != len(said.texts):
@@ -88,7 +90,7 @@ def green_of_files(
     for line, (one, other) in enumerate(zip(wanted.studies, said.studies, strict=True), 1):
         if one and other and one != other:
             raise ValueError(f"line {line}: {references} has study {one}, {candidates} has {other}")
-    judge = find_judge(judge, store)
+    judge = find_judge(judge, store, model=judge_model)
     judgements = judge.score(wanted.texts, said.texts)
     known = all(wanted.patients)
     patients = wanted.patients if known else [str(line) for line in range(len(judgements))]

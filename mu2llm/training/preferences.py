@@ -10,23 +10,25 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mu2llm.data.records import REPORT_QUESTION, Preference, Study, write_jsonl
-from mu2llm.evaluation.judges import Judge, RulesJudge
+from mu2llm.data.records import REPORT_QUESTION, Study, write_jsonl
+from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.training.config import check_names
 from mu2llm.training.data import digest, read_studies
 from mu2llm.training.launch import launch
+from mu2llm.training.pairing import write_pairs
 
 if TYPE_CHECKING:
     from mu2llm.data.frames import FrameCache
     from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
 
+CONCURRENCY = 16  # pairs that an endpoint's judge is asked at once
 CHUNK = 32  # studies that are lost at most when a process is killed
 PAIRING = ("margin", "reference_as_chosen")  # settings that change the pairs but not the drafts
 
@@ -46,14 +48,13 @@ class Settings:
     batch_size: int = 16
     margin: float = 0.1
     judge: str = "rules"
+    judge_model: str = ""
     reference_as_chosen: bool = False
     limit: int = 0
     seed: int = 0
     digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.judge != "rules":
-            raise ValueError(f"judge: {self.judge!r} is not known here; known is rules")
         least = 1 if self.reference_as_chosen else 2
         for name, low, high in (
             ("candidates", least, 64),
@@ -73,11 +74,13 @@ def build_preferences(
     """Writes `out/preferences.jsonl` and `out/preferences.json` (counts and means, also returned).
 
     For each study of the train split: `candidates` drafts at `temperature` and `top_p`, each scored by
-    `judge` against the study's report. Chosen is the best (with `reference_as_chosen` the report itself),
-    rejected the worst; a study gives a pair only where their scores differ by at least `margin`, and by more
-    than nothing. A draft that was cut off at `max_new_tokens`, or that the judge could not score, stands
-    in `candidates` and in no pair. `limit` > 0 takes that many studies, drawn by `seed`; `batch_size`
-    studies are sampled at once in each of `nproc` processes; `cache` is the folder of prepared frames.
+    `judge` ("rules", the folder of a GREEN checkpoint, or the URL of an endpoint that serves `judge_model`)
+    against the study's report; a model's completions are kept in `out/judge`. Chosen is the best (with
+    `reference_as_chosen` the report itself), rejected the worst; a study gives a pair only where their scores
+    differ by at least `margin`, and by more than nothing. A draft that was cut off at `max_new_tokens`, or
+    that the judge could not score, stands in `candidates` and in no pair. `limit` > 0 takes that many
+    studies, drawn by `seed`; `batch_size` studies are sampled at once in each of `nproc` processes; `cache`
+    is the folder of prepared frames.
     """
     check_names(options, [f.name for f in fields(Settings) if f.name not in ("model", "digests")], "option")
     settings = Settings(model=str(model), studies=str(studies), out=str(out), **options)
@@ -85,13 +88,16 @@ def build_preferences(
         raise FileNotFoundError(f"no model at {model}: expected a folder with config.json and weights")
     settings.digests = {path.name: digest(path) for path in sorted(Path(model).glob("*.safetensors"))}
     settings.digests["studies"] = digest(studies) if Path(studies).is_file() else ""
+    judge = _judge(settings)  # before anything is drafted
+    if settings.judge != "rules":
+        settings.digests["judge"] = judge.name  # another checkpoint in the same folder scores otherwise
     everyone = _chunks(settings, read_studies(studies))
     config = _prepare_out(settings)
     if nproc == 1:
-        sample(settings)
+        sample(settings, judge)
     else:
         launch("preferences", config, nproc)
-    return _join(settings, everyone)
+    return _join(settings, everyone, judge.name)
 
 
 def _prepare_out(settings: Settings) -> Path:
@@ -99,11 +105,26 @@ def _prepare_out(settings: Settings) -> Path:
     config = Path(settings.out) / "preferences.yaml"
     config.parent.mkdir(parents=True, exist_ok=True)
     before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    values = asdict(settings)
+    values = _record(settings)
     if any(before.get(name) != value for name, value in values.items() if name not in PAIRING):
         shutil.rmtree(_parts(settings), ignore_errors=True)
     config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return config
+
+
+def _record(settings: Settings) -> dict[str, Any]:
+    """The settings as they are kept on record; only an endpoint's judge has a model."""
+    return {name: value for name, value in asdict(settings).items() if name != "judge_model" or value}
+
+
+def _judge(settings: Settings, processes: int = 1) -> Judge:
+    """The judge of one of several processes; together they ask an endpoint no more than one would."""
+    return find_judge(
+        settings.judge,
+        Path(settings.out) / "judge",
+        model=settings.judge_model,
+        concurrency=max(1, CONCURRENCY // processes),
+    )
 
 
 def _parts(settings: Settings) -> Path:
@@ -119,7 +140,7 @@ def _chunks(settings: Settings, studies: dict[str, Study]) -> list[list[Study]]:
     return [train[i : i + CHUNK] for i in range(0, len(train), CHUNK)]
 
 
-def sample(settings: Settings) -> bool:
+def sample(settings: Settings, judge: Judge | None = None) -> bool:
     """Works on this process's share of the chunks (RANK of WORLD_SIZE, torchrun's variables)."""
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -139,15 +160,14 @@ def sample(settings: Settings) -> bool:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     folder = settings.cache or Path(settings.studies).parent / "frames"
     frames = FrameCache([study.volume for study in studies.values()], processor, folder)
-    judge = RulesJudge()
+    judge = judge or _judge(settings, world)
     for done, number in enumerate(todo, 1):
         torch.manual_seed(settings.seed * 1_000_003 + number)  # the same drafts however work is shared
-        chunk, rows = chunks[number], []
+        chunk = chunks[number]
+        drafts: list[list[tuple[str, bool]]] = []
         for i in range(0, len(chunk), settings.batch_size):
-            batch = chunk[i : i + settings.batch_size]
-            drafts = _draft(model, processor, frames, batch, settings)
-            rows += [_judged(study, texts, judge) for study, texts in zip(batch, drafts, strict=True)]
-        write_jsonl(_part(settings, number), rows)
+            drafts += _draft(model, processor, frames, chunk[i : i + settings.batch_size], settings)
+        write_jsonl(_part(settings, number), _judged(chunk, drafts, judge))
         if rank == 0:
             print(f"preferences {done}/{len(todo)} chunks of {CHUNK} studies", flush=True)
     return True
@@ -187,108 +207,53 @@ def _draft(
     return [drafts[i : i + count] for i in range(0, len(drafts), count)]
 
 
-def _judged(study: Study, drafts: Sequence[tuple[str, bool]], judge: Judge) -> dict[str, Any]:
-    scores = judge.score([study.report.text] * len(drafts), [text for text, _ in drafts])
-    candidates = [
-        {
-            "text": text,
-            "score": score.score,
-            "counts": {
-                "significant": score.significant,
-                "insignificant": score.insignificant,
-                "matched": score.matched,
-            },
-            "finished": finished,
-        }
-        for (text, finished), score in zip(drafts, scores, strict=True)
+def _judged(
+    studies: Sequence[Study], drafts: Sequence[Sequence[tuple[str, bool]]], judge: Judge
+) -> list[dict[str, Any]]:
+    """A row a study: its drafts with their scores. The judge is asked once for all of them."""
+    pairs = [
+        (study.report.text, text) for study, texts in zip(studies, drafts, strict=True) for text, _ in texts
     ]
-    return {"study_id": study.study_id, "candidates": candidates}
+    scores = iter(judge.score([reference for reference, _ in pairs], [text for _, text in pairs]))
+    return [
+        {
+            "study_id": study.study_id,
+            "candidates": [_candidate(text, finished, next(scores)) for text, finished in texts],
+        }
+        for study, texts in zip(studies, drafts, strict=True)
+    ]
 
 
-def choose(
-    study: Study, candidates: list[dict[str, Any]], *, margin: float, reference_as_chosen: bool, judge: str
-) -> Preference | str:
-    """The pair that a study's candidates give, or why they give none."""
-    usable = [c for c in candidates if c["finished"] and c["score"] is not None]
-    if not usable:
-        return "no candidate was finished and scored"
-    worst = min(usable, key=lambda c: c["score"])
-    best: dict[str, Any] = max(usable, key=lambda c: c["score"])
-    if reference_as_chosen:
-        best = {"text": study.report.text, "score": 1.0}
-    gap = best["score"] - worst["score"]
-    if gap <= 0 or best["text"] == worst["text"]:
-        return "all candidates are equally good"
-    if gap < margin:
-        return "the margin is too small"
-    return Preference(
-        study_id=study.study_id,
-        volume=study.volume,
-        question=REPORT_QUESTION,
-        chosen=best["text"],
-        rejected=worst["text"],
-        chosen_score=best["score"],
-        rejected_score=worst["score"],
-        judge=judge,
-        candidates=candidates,
-    )
-
-
-def _join(settings: Settings, chunks: list[list[Study]]) -> dict[str, Any]:
-    """All chunks as one file of pairs, the studies without a pair as another, and the summary."""
-    pairs: list[Preference] = []
-    without: list[dict[str, Any]] = []
-    scores: list[list[float]] = []
-    for number, chunk in enumerate(chunks):
-        lines = _part(settings, number).read_text(encoding="utf-8").splitlines()
-        for study, row in zip(chunk, map(json.loads, lines), strict=True):
-            assert row["study_id"] == study.study_id
-            scores.append([c["score"] for c in row["candidates"] if c["score"] is not None])
-            result = choose(
-                study,
-                row["candidates"],
-                margin=settings.margin,
-                reference_as_chosen=settings.reference_as_chosen,
-                judge=settings.judge,
-            )
-            if isinstance(result, Preference):
-                pairs.append(result)
-            else:
-                without.append(
-                    {"study_id": study.study_id, "reason": result, "candidates": row["candidates"]}
-                )
-    if not pairs:
-        raise ValueError(
-            f"none of {len(scores)} studies gave a pair: lower margin ({settings.margin}), "
-            "or raise temperature or candidates"
-        )
-    out = Path(settings.out)
-    write_jsonl(out / "preferences.jsonl", pairs)
-    write_jsonl(out / "no_pair.jsonl", without)
-    summary = {
-        "studies": len(scores),
-        "pairs": len(pairs),
-        "without_pair": _count(row["reason"] for row in without),
-        "candidate_score": _mean([score for row in scores for score in row]),
-        "best_score": _mean([max(row) for row in scores if row]),
-        "worst_score": _mean([min(row) for row in scores if row]),
-        "chosen_score": _mean([pair.chosen_score for pair in pairs]),
-        "rejected_score": _mean([pair.rejected_score for pair in pairs]),
-        "settings": asdict(settings),
+def _candidate(text: str, finished: bool, score: Judgement) -> dict[str, Any]:
+    return {
+        "text": text,
+        "score": score.score,
+        "counts": {
+            "significant": score.significant,
+            "insignificant": score.insignificant,
+            "matched": score.matched,
+        },
+        "finished": finished,
     }
+
+
+def _join(settings: Settings, chunks: list[list[Study]], judge: str) -> dict[str, Any]:
+    """All chunks as one file of pairs, the studies without a pair as another, and the summary."""
+
+    def rows() -> Iterator[tuple[Study, list[dict[str, Any]]]]:
+        for number, chunk in enumerate(chunks):
+            lines = _part(settings, number).read_text(encoding="utf-8").splitlines()
+            for study, row in zip(chunk, map(json.loads, lines), strict=True):
+                assert row["study_id"] == study.study_id
+                yield study, row["candidates"]
+
+    out = Path(settings.out)
+    summary = write_pairs(
+        rows(), out, margin=settings.margin, reference_as_chosen=settings.reference_as_chosen, judge=judge
+    )
+    summary["settings"] = _record(settings)
     (out / "preferences.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     return summary
-
-
-def _count(reasons: Any) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(sum(values) / len(values), 4) if values else None
 
 
 if __name__ == "__main__":

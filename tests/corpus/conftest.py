@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from made_studies import REAL_STYLE, study
 
 from mu2llm.data.phantom import write_report
 from mu2llm.data.records import Study
 from mu2llm.volume.phantom import PRESETS, draw_findings
+from tests.corpus.made_studies import REAL_STYLE, study
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import sys
 import time
 
 import pytest
-from made_studies import study
 
 from mu2llm.corpus.build import build_corpus
 from mu2llm.corpus.citations import verify
 from mu2llm.data.records import Sample, read_jsonl, write_jsonl
+from tests.corpus.made_studies import study
 
 FILES = ("samples.jsonl", "drops.jsonl", "corpus.json")
 

@@ -9,8 +9,6 @@ import time
 from collections import Counter
 
 import pytest
-from llm_server import Server
-from made_studies import study
 
 from mu2llm.corpus import endpoint
 from mu2llm.corpus import prompts as prompts_module
@@ -18,6 +16,8 @@ from mu2llm.corpus.build import build_corpus
 from mu2llm.corpus.citations import verify
 from mu2llm.corpus.prompts import load_prompts
 from mu2llm.data.records import Sample, read_jsonl, write_jsonl
+from tests.corpus.corpus_server import CorpusServer
+from tests.corpus.made_studies import study
 
 FILES = ("samples.jsonl", "drops.jsonl", "corpus.json")
 QUICK = {"timeout": 1.0, "pause": 0.02}
@@ -48,7 +48,7 @@ def some(studies, tmp_path_factory):
     every = [*studies[:2], *studies[-3:], study("empty", "")]
     every += [study("again", every[0].report.findings, every[0].report.impression), study("zh", "两肺清晰。")]
     write_jsonl(folder / "studies.jsonl", every)
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         build_corpus(folder / "studies.jsonl", folder / "out", llm=server.url, model="m", concurrency=8)
     return folder, every, server
 
@@ -82,7 +82,7 @@ def test_no_prompt_is_paid_twice(some, tmp_path):
     folder, every, server = some
     assert set(server.paid.values()) == {1}  # two studies with one report were worked on at the same time
     assert server.stages["questions"] == len(every) - 3
-    with Server(every) as fresh:
+    with CorpusServer(every) as fresh:
         for name in ("store.jsonl", "responses.jsonl"):
             (tmp_path / name).write_bytes((folder / "out" / name).read_bytes())
         build(some, tmp_path, fresh)
@@ -101,7 +101,7 @@ def troubled(stage, digest, before):
 
 def test_under_every_trouble_the_corpus_is_the_same(some, tmp_path):
     folder, every, _ = some
-    with Server(every, troubled) as server:
+    with CorpusServer(every, troubled) as server:
         build(some, tmp_path, server)
     assert written(tmp_path) == written(folder / "out")
     assert len({*PASSING, *HARMLESS} & set(server.told)) > 8
@@ -111,7 +111,7 @@ def test_under_every_trouble_the_corpus_is_the_same(some, tmp_path):
 @pytest.mark.parametrize("kind", ["429-after", "503-after", "late"])
 def test_slow_troubles(some, tmp_path, kind):
     folder, every, _ = some
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         server.plan = lambda *_: kind if server.told[kind] < 2 else ""
         build(some, tmp_path, server)
     assert written(tmp_path) == written(folder / "out")
@@ -136,7 +136,7 @@ def test_slow_troubles(some, tmp_path, kind):
 )
 def test_what_never_comes_right_is_dropped_with_its_reason(some, tmp_path, stage, kind, reason):
     _, every, _ = some
-    with Server(every, lambda at, digest, before: kind if at == stage else "") as server:
+    with CorpusServer(every, lambda at, digest, before: kind if at == stage else "") as server:
         build(some, tmp_path, server)
     summary, samples, drops = adds_up(tmp_path)
     # the empty and the Chinese report never get so far
@@ -157,7 +157,7 @@ def test_what_never_comes_right_is_dropped_with_its_reason(some, tmp_path, stage
 
 def test_the_judge_decides(some, tmp_path, monkeypatch):
     _, every, _ = some
-    with Server(every) as server, Server(every) as judge:
+    with CorpusServer(every) as server, CorpusServer(every) as judge:
         judge.model.reply = lambda stage, user: {"reason": "No: side", "supported": True, "answers": False}
         monkeypatch.setenv("MU2_LLM_KEY", "key-of-the-writer")
         monkeypatch.setenv("MU2_JUDGE_LLM_KEY", "key-of-the-judge")
@@ -174,7 +174,7 @@ def test_the_judge_decides(some, tmp_path, monkeypatch):
 def test_a_key_is_not_handed_to_another_host(some, tmp_path, monkeypatch):
     _, every, _ = some
     monkeypatch.setenv("MU2_LLM_KEY", "key-of-the-writer")
-    with Server(every) as server, Server(every) as judge:
+    with CorpusServer(every) as server, CorpusServer(every) as judge:
         build(some, tmp_path, server, judge_llm=judge.url, judge_model="j")
     assert not [h for h in judge.headers if "Authorization" in h]
 
@@ -190,7 +190,7 @@ def test_a_key_is_not_handed_to_another_host(some, tmp_path, monkeypatch):
 )
 def test_what_is_not_borne_out_is_dropped(some, tmp_path, said):
     _, every, _ = some
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         honest = server.model.reply
         server.model.reply = lambda stage, user: honest(stage, user) | (said if stage == "answer" else {})
         build(some, tmp_path, server)
@@ -201,7 +201,7 @@ def test_what_is_not_borne_out_is_dropped(some, tmp_path, said):
 
 def test_a_refined_thinking_is_checked_again_and_a_narrative_line_by_line(some, tmp_path):
     _, every, _ = some
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         honest = server.model.reply
 
         def reply(stage, user):
@@ -221,7 +221,7 @@ def test_a_refined_thinking_is_checked_again_and_a_narrative_line_by_line(some, 
 
 def test_a_question_asked_twice_is_answered_once(some, tmp_path):
     _, every, clean = some
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         honest = server.model.reply
 
         def reply(stage, user):
@@ -238,7 +238,7 @@ def test_a_question_asked_twice_is_answered_once(some, tmp_path):
 
 def test_what_the_model_adds_is_passed_over(some, tmp_path):
     folder, every, _ = some
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         honest = server.model.reply
         server.model.reply = lambda stage, user: (
             honest(stage, user) | {"confidence": 1, "notes": ["x"], "z": None}
@@ -249,7 +249,7 @@ def test_what_the_model_adds_is_passed_over(some, tmp_path):
 
 def test_a_server_without_structured_output(some, tmp_path):
     folder, every, _ = some
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         server.structured = False
         build(some, tmp_path, server)
     assert written(tmp_path) == written(folder / "out")
@@ -258,7 +258,7 @@ def test_a_server_without_structured_output(some, tmp_path):
 
 def test_what_the_endpoint_left_unanswered_is_asked_next_time(some, tmp_path):
     folder, every, _ = some
-    with Server(every, lambda stage, digest, before: "500" if digest[0] in "01" else "") as server:
+    with CorpusServer(every, lambda stage, digest, before: "500" if digest[0] in "01" else "") as server:
         summary = build(some, tmp_path, server, asking=QUICK | {"tries": 2, "pause": 0.001})
         assert (
             summary["drop_reasons"]["unavailable"] + summary["drop_reasons"].get("judge", 0)
@@ -275,7 +275,7 @@ def test_what_the_endpoint_left_unanswered_is_asked_next_time(some, tmp_path):
 def test_mistakes_end_the_run_in_one_line(some, tmp_path, monkeypatch):
     _, every, _ = some
     for status, named in {"401": "refuses the key", "404": "no model 'm'", "302": "HTTP 302"}.items():
-        with Server(every, lambda *_, status=status: status) as server:
+        with CorpusServer(every, lambda *_, status=status: status) as server:
             with pytest.raises(ValueError, match=named):
                 build(some, tmp_path / status, server)
             assert sum(server.told.values()) <= 16
@@ -303,7 +303,7 @@ def test_only_what_depends_on_a_changed_prompt_is_asked_again(some, tmp_path, mo
     versions = {name: prompt.version for name, prompt in load_prompts(prompts).items()}
     assert {n for n, p in load_prompts().items() if p.version != versions[n]} == {"refine"}
     monkeypatch.setattr(endpoint, "load_prompts", lambda: load_prompts(prompts))
-    with Server(every) as server:
+    with CorpusServer(every) as server:
         server.model._stages |= {json.dumps(p.schema): n for n, p in load_prompts(prompts).items()}
         build(some, tmp_path, server)
     assert set(server.stages) == {"refine"}
@@ -318,7 +318,7 @@ def test_killed_at_any_moment_it_goes_on(some, tmp_path):
     """SIGKILL at six random moments; then the files are those of a run that nobody disturbed."""
     folder, every, _ = some
     kills, at_once = 6, 6
-    with Server(every, troubled, pace=0.01) as server:
+    with CorpusServer(every, troubled, pace=0.01) as server:
         words = f"--studies {folder / 'studies.jsonl'} --out {tmp_path} --llm {server.url} --model m"
         command = [sys.executable, "-m", "mu2llm.cli", "corpus", "build", *words.split()]
         command += ["--concurrency", str(at_once), "--timeout", "1"]

@@ -1,9 +1,9 @@
 import pytest
-from made_studies import REAL_STYLE, study
 
 from mu2llm.corpus.citations import marked
 from mu2llm.corpus.providers import Rules
 from mu2llm.corpus.stages import work
+from tests.corpus.made_studies import REAL_STYLE, study
 
 
 def asked(result):

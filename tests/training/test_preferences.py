@@ -1,9 +1,13 @@
 import json
+import shutil
 
 import pytest
 
 from mu2llm.data.records import Preference, Report, Study, read_jsonl
-from mu2llm.training.preferences import build_preferences, choose
+from mu2llm.training.pairing import choose
+from mu2llm.training.preferences import build_preferences
+from tests.green_model import GreenModel
+from tests.llm_server import Server
 
 STUDY = Study("s", "p", "d", "train", "v", "hu", Report("The reference."))
 
@@ -72,12 +76,38 @@ def test_pairs_from_a_model_are_repeatable_and_finished_chunks_are_not_done_agai
     assert next((tmp_path / "a" / "parts").iterdir()).stat().st_mtime_ns != written
 
 
+def test_pairs_ranked_by_an_endpoint_are_those_of_the_same_judge_here(hospital, tmp_path):
+    options = {"candidates": 2, "max_new_tokens": 60, "margin": 0.05, "reference_as_chosen": True, "limit": 6}
+    build_preferences(hospital.model, hospital.studies, tmp_path / "rules", **options)
+    with Server(GreenModel()) as server:
+        options |= {"judge": server.url, "judge_model": "org/judge"}
+        summary = build_preferences(hospital.model, hospital.studies, tmp_path / "model", **options)
+        first = (tmp_path / "model" / "preferences.jsonl").read_bytes()
+        asked = list(server.model.asked)
+        assert len(asked) == len(set(asked)) > 0
+        # The judge's completions are kept: drafts that have to be made again are not judged again.
+        shutil.rmtree(tmp_path / "model" / "parts")
+        build_preferences(hospital.model, hospital.studies, tmp_path / "model", **options)
+        assert server.model.asked == asked
+        assert (tmp_path / "model" / "preferences.jsonl").read_bytes() == first
+        with pytest.raises(ValueError, match="no judge model named"):
+            build_preferences(hospital.model, hospital.studies, tmp_path / "c", judge=server.url)
+    assert summary["settings"]["judge_model"] == "org/judge"
+
+    def pairs(name):
+        found = read_jsonl(tmp_path / name / "preferences.jsonl", Preference)
+        return [vars(pair) | {"judge": ""} for pair in found]
+
+    assert pairs("model") == pairs("rules")
+    assert '"judge": "org/judge@endpoint"' in first.decode()
+
+
 def test_mistakes_are_named(hospital, tmp_path):
     with pytest.raises(ValueError, match="unknown option 'candidate'; did you mean 'candidates'"):
         build_preferences(hospital.model, hospital.studies, tmp_path, candidate=3)
     with pytest.raises(ValueError, match="candidates: 1 must be from 2"):
         build_preferences(hospital.model, hospital.studies, tmp_path, candidates=1)
-    with pytest.raises(ValueError, match="judge: 'gpt' is not known here"):
+    with pytest.raises(ValueError, match="judge 'gpt' is unknown"):
         build_preferences(hospital.model, hospital.studies, tmp_path, judge="gpt")
     with pytest.raises(FileNotFoundError, match="no model at"):
         build_preferences(tmp_path / "none", hospital.studies, tmp_path)

@@ -1,4 +1,4 @@
-"""A chat endpoint for the tests: it answers as the rules provider would, and can misbehave."""
+"""A chat endpoint for the tests: a real HTTP server that says what its model says, and can misbehave."""
 
 import hashlib
 import json
@@ -9,59 +9,26 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-from mu2llm.corpus.answers import answer
-from mu2llm.corpus.citations import cite, read_claims
-from mu2llm.corpus.evidence import Evidence, gather
-from mu2llm.corpus.narrative import narrate
-from mu2llm.corpus.prompts import load_prompts, numbered
-from mu2llm.corpus.questions import ask
-from mu2llm.corpus.refine import refine
-from mu2llm.data.records import Study
+from typing import Any, Protocol
 
 Plan = Callable[[str, str, int], str]  # (stage, prompt's hash, how often it was asked before) → what to do
 
 
-class Model:
-    """What the rules provider says, in the form that each prompt asks for."""
+class Model(Protocol):
+    """What the server says. Both take messages of the chat; `stage` tells of what kind the request is."""
 
-    def __init__(self, studies: list[Study]):
-        self._evidence: dict[str, Evidence] = {}
-        for study in studies:
-            self._evidence.setdefault(numbered(gather(study)), gather(study))
-        self._stages = {json.dumps(prompt.schema): name for name, prompt in load_prompts().items()}
+    def stage(self, messages: list[dict[str, str]]) -> str: ...
+    def reply(self, stage: str, user: str) -> Any: ...
 
-    def stage(self, messages: list[dict[str, str]]) -> str:
-        return next(name for schema, name in self._stages.items() if messages[0]["content"].endswith(schema))
 
-    def reply(self, stage: str, user: str) -> dict:
-        evidence = self._evidence[user.split("\n\n")[1]]
-        if stage == "judge":
-            return {"reason": "sound", "supported": True, "answers": True}
-        if stage == "narrative":
-            return self._narrative(evidence)
-        if stage == "questions":
-            return {
-                "questions": [
-                    {"entity": q.entity, "aspect": q.aspect, "question": q.text} for q in ask(evidence)
-                ]
-            }
-        text = user.split("Question: ")[1].split("\n")[0]
-        draft = answer(next(q for q in ask(evidence) if q.text == text), evidence)
-        if stage == "answer":
-            return {"thinking": draft.thinking, "answer": draft.answer}
-        return {"thinking": refine(draft).thinking}
-
-    def _narrative(self, evidence: Evidence) -> dict:
-        sections = {}
-        for name, section in zip(
-            ("findings", "impression", "follow_up"), narrate(evidence)[0].split("\n\n"), strict=True
-        ):
-            body = section.split("\n", 1)[1]
-            sections[name] = [cite(claim.text, claim.ids) for claim in read_claims("answer", body)]
-        if not evidence.follow_up:
-            sections["follow_up"] = []
-        return sections
+# What may be wrong with an answer that comes in time, by kind: (stage, the right text) → what is said.
+SPOILT: dict[str, Callable[[str, str], str]] = {
+    "truncated": lambda _, text: text[: len(text) // 2],
+    "empty": lambda _, text: "",
+    "prose": lambda _, text: f"Certainly! Here is what you asked for:\n```json\n{text}\n```\nShall I go on?",
+    "think": lambda _, text: f"<think>Is {{this}} a trap? No.</think>\n\n{text}",
+    "unclosed": lambda _, text: f"<think>It goes on {text}",
+}
 
 
 class Server(ThreadingHTTPServer):
@@ -73,11 +40,10 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(
-        self, studies: list[Study], plan: Plan | None = None, capacity: int = 10_000, pace: float = 0
-    ):
+    def __init__(self, model: Model, plan: Plan | None = None, capacity: int = 10_000, pace: float = 0):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.model, self.plan, self.capacity, self.pace = Model(studies), plan, capacity, pace
+        self.model, self.plan, self.capacity, self.pace = model, plan, capacity, pace
+        self.spoilt = dict(SPOILT)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.lock = threading.Lock()
         self.paid: Counter = Counter()
@@ -148,29 +114,13 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.5)
             self.close_connection = True
             return None
-        text = json.dumps(self.server.model.reply(stage, body["messages"][1]["content"]))
-        said = {
-            "truncated": text[: len(text) // 2],
-            "empty": "",
-            "prose": f"Certainly! Here is what you asked for:\n```json\n{text}\n```\nShall I go on?",
-            "think": f"<think>Is {{this}} a trap? No.</think>\n\n{text}",
-            "unclosed": f"<think>It goes on {text}",
-            "language": text
-            if stage == "judge"
-            else json.dumps(
-                {
-                    "questions": [
-                        {"entity": "x" * 9, "aspect": "presence", "question": "胸腔里有积液吗？请回答"}
-                    ],
-                    "thinking": "Il y a un épanchement pleural dans la plèvre gauche [S1].",
-                    "answer": "Oui, il y a un épanchement pleural [S1].",
-                    "findings": ["Es ist ein Pleuraerguss [S1]."],
-                    "impression": ["Es ist ein Pleuraerguss [S1]."],
-                    "follow_up": ["Es ist nicht mehr [S1]."],
-                }
-            ),
-        }.get(kind, text)
-        choice = {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        reply = self.server.model.reply(stage, body["messages"][-1]["content"])
+        text = reply if isinstance(reply, str) else json.dumps(reply)
+        said = self.server.spoilt[kind](stage, text) if kind in self.server.spoilt else text
+        choice = {
+            "message": {"role": "assistant", "content": said},
+            "finish_reason": "length" if kind == "truncated" else "stop",
+        }
         usage = {"prompt_tokens": 10, "completion_tokens": 5}
         data = json.dumps({"choices": [choice], "usage": usage}).encode()
         if kind == "cut":  # the connection ends before the promised length

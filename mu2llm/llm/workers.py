@@ -21,7 +21,7 @@ def work_through(
     if workers == 1:
         yield from ((key, work(thing)) for key, thing in things)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="corpus")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="llm")
     pending: dict[Future[Result], str] = {}
     try:
         for key, thing in things:

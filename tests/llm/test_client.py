@@ -6,13 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 import pytest
-from llm_server import Server
 
-from mu2llm.corpus.client import Asking, Client, Unanswered, endpoint_url, retry_after
-from mu2llm.corpus.gate import Closed, Gate
-from mu2llm.corpus.language import is_english_prose
-from mu2llm.corpus.reply import Unusable, read_reply, schema_fault
-from mu2llm.corpus.store import Store
+from mu2llm.llm.client import Asking, Client, Unanswered, endpoint_url, retry_after
+from mu2llm.llm.gate import Closed, Gate
+from mu2llm.llm.reply import Unusable, read_reply, schema_fault
+from mu2llm.llm.store import Store
+from tests.llm_server import Server
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
 QUICK = Asking(timeout=1.0, pause=0.01)
@@ -22,11 +21,17 @@ def asked(text):
     return [{"role": "system", "content": "Count."}, {"role": "user", "content": text}]
 
 
+class Counts:
+    def stage(self, messages):
+        return "count"
+
+    def reply(self, stage, user):
+        return {"n": int(user)}
+
+
 @pytest.fixture
 def server():
-    with Server([]) as server:
-        server.model.stage = lambda messages: "count"
-        server.model.reply = lambda stage, user: {"n": int(user)}
+    with Server(Counts()) as server:
         yield server
 
 
@@ -172,36 +177,8 @@ def test_schema_faults():
     assert "none of a, b" in schema_fault("c", {"type": "string", "enum": ["a", "b"]})
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Yes, there is a small left pleural effusion [S1].",
-        "No.",
-        "Nonobstructing left renal calculus.",
-        "No edema.",
-    ],
-)
-def test_english(text):
-    assert is_english_prose(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "左侧胸腔积液。",
-        "Il y a un épanchement pleural gauche.",
-        "Es zeigt sich ein kleiner Pleuraerguss links.",
-        "Hay un derrame pleural en el lado izquierdo.",
-        "Sol akciğerde bir nodül izlendi.",
-        "Плевральный выпот слева.",
-    ],
-)
-def test_other_languages(text):
-    assert not is_english_prose(text)
-
-
 def test_a_store_of_many_keys_finds_each_and_keeps_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("mu2llm.corpus.store._FOLD", 10)
+    monkeypatch.setattr("mu2llm.llm.store._FOLD", 10)
     path = tmp_path / "store.jsonl"
     keys = [f"{n * 2654435761 % 2**64:016x}{n:048x}" for n in range(57)]
     with Store(path) as store:

@@ -1,6 +1,6 @@
 """Asks an OpenAI-compatible chat endpoint (vLLM, a hosted model): bounded, patient, never twice the same.
 
-Stands apart from the corpus, for every use of an endpoint. It logs no prompt, no answer and no key.
+It logs no prompt, no answer and no key.
 """
 
 import email.utils
@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from mu2llm.corpus.gate import Gate
-from mu2llm.corpus.reply import Unusable, read_reply
+from mu2llm.llm.gate import Gate
+from mu2llm.llm.reply import Unusable, read_reply
 
 Messages = list[dict[str, str]]
 
@@ -66,7 +66,7 @@ class Asking:
 
 
 class Answers(Protocol):
-    """Where answers are kept: `mu2llm.corpus.store.Store`."""
+    """Where answers are kept: `mu2llm.llm.store.Store`."""
 
     def __contains__(self, key: str) -> bool: ...
     def __getitem__(self, key: str) -> Any: ...
@@ -124,7 +124,7 @@ class Client:
         """
         fault = ""
         for attempt in range(self.asking.attempts):
-            reply = self._kept_or_asked(messages, schema, attempt)
+            reply = self.reply(messages, schema, attempt)
             if reply["finish"] in ("content_filter", "refusal"):
                 fault = "refused: by the model or its filter"
                 continue
@@ -139,12 +139,20 @@ class Client:
                 return value
         raise Unanswered(fault)
 
-    def _kept_or_asked(
-        self, messages: Messages, schema: dict[str, Any] | None, attempt: int
+    def reply(
+        self,
+        messages: Messages,
+        schema: dict[str, Any] | None = None,
+        attempt: int = 0,
+        asking: Asking | None = None,
     ) -> dict[str, Any]:
-        """The raw answer {"text", "finish"} of one attempt; threads that ask the same at once ask it once."""
-        settings = {k: v for k, v in self.asking.content().items() if k != "attempts"}
-        body = {"model": self.model, "messages": messages, **settings, "seed": self.asking.seed + attempt}
+        """The raw answer {"text", "finish"} of one attempt; threads that ask the same at once ask it once.
+
+        `asking` says otherwise than the client's what an answer depends on. Raises as `complete`.
+        """
+        asking = asking or self.asking
+        settings = {k: v for k, v in asking.content().items() if k != "attempts"}
+        body = {"model": self.model, "messages": messages, **settings, "seed": asking.seed + attempt}
         known = json.dumps([body, schema], sort_keys=True, ensure_ascii=False).encode()
         key = hashlib.sha256(known).hexdigest()
         with self._lock:

@@ -1,0 +1,1 @@
+"""Asking a language model at an endpoint: the client, what it makes of answers, where they are kept."""
