@@ -122,6 +122,7 @@ def _stream(
 
     responses: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
     client = grpc.InferenceServerClient(url)
+    ended = False  # on the server's side; to cancel then can crash a Triton 2.51
     try:
         _check_serving(client, url)
         client.start_stream(
@@ -130,14 +131,14 @@ def _stream(
             headers={"triton_grpc_error": "true"},  # errors with their gRPC status, not as text alone
         )
         client.async_stream_infer(MODEL, inputs)
-        last = False
-        while not last:
+        while not ended:
             result, error = responses.get(timeout=timeout + 5)
             if error is not None:
+                ended = True
                 raise error
             outputs = {output.name for output in result.get_response().outputs}
-            last = "FINISH_REASON" in outputs
-            if last:
+            ended = "FINISH_REASON" in outputs
+            if ended:
                 draft.finish_reason = _text(result, "FINISH_REASON")
                 draft.usage = json.loads(_text(result, "USAGE"))
                 draft.model_version = _text(result, "MODEL_VERSION")
@@ -147,7 +148,7 @@ def _stream(
     except InferenceServerException as error:
         raise _translated(error, url) from None
     finally:
-        client.stop_stream(cancel_requests=True)
+        client.stop_stream(cancel_requests=not ended)
         client.close()
 
 
