@@ -64,6 +64,10 @@ def _check_before(settings: RunSettings, places: Places, data: Path | None, port
             f"{places.out} has {free:.1f} GB of disk space, the run may take {settings.gigabytes:.0f} GB: "
             "free some, or give a folder on another disk with --out"
         )
+    if len(set(ports.values())) < len(ports):
+        raise ValueError(
+            f"ports {', '.join(map(str, ports.values()))}: the server needs three different ones"
+        )
     running = status(places.state)  # the last run's server is replaced, so its ports count as free
     own = {running.grpc_port, running.http_port, running.metrics_port} if running else set()
     for name, port in ports.items():
@@ -72,12 +76,14 @@ def _check_before(settings: RunSettings, places: Places, data: Path | None, port
 
 
 def _check_free(name: str, port: int) -> None:
+    option = f"--{name.replace('_', '-')}"
+    if not 0 < port < 65536:
+        raise ValueError(f"{option} {port}: a port is a number from 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            option = f"--{name.replace('_', '-')}"
             raise ValueError(
                 f"port {port} is in use ({error.strerror}): "
                 f"stop what uses it, or choose another with {option}"

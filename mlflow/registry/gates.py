@@ -78,7 +78,10 @@ def gate(
 def read_rules(path: str | Path | None = None) -> list[dict[str, Any]]:
     """The rules of a YAML file, checked: `ValueError` naming the rule and the field."""
     source = Path(path) if path else files("mu2llm.registry").joinpath("gate.yaml")
-    rules = yaml.safe_load(source.read_text(encoding="utf-8"))
+    try:
+        rules = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
         raise ValueError(f"{source}: expected a list of rules, each with a name and a kind")
     for number, rule in enumerate(rules, 1):

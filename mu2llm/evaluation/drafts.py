@@ -37,6 +37,11 @@ def load(folder: str | Path) -> LoadedModel:
         raise FileNotFoundError(
             f"{folder} is not a model folder (no config.json): give the folder that training wrote"
         )
+    if not (Path(folder) / "processor_config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no processor_config.json, which says how volumes and text are prepared: "
+            "convert the checkpoint from a folder with its tokenizer"
+        )
     model = Mu2ForConditionalGeneration.from_pretrained(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
     processor = Mu2Processor.from_pretrained(folder)

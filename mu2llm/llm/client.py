@@ -213,6 +213,8 @@ class Client:
                 got = self._pool.request(
                     "POST", f"{self.url}/chat/completions", body=data, headers=self._headers, redirect=False
                 )
+            except urllib3.exceptions.ConnectTimeoutError:  # a refused connection is one of these to urllib3
+                return began, 0, None, "unavailable: no connection"
             except urllib3.exceptions.TimeoutError:
                 return began, 0, None, f"late: no answer within {self.asking.timeout:g} s"
             except urllib3.exceptions.HTTPError as error:

@@ -188,6 +188,10 @@ def convert(source: str | Path, target: str | Path, *, image_token_id: int | Non
     if image_token_id is None:
         image_token_id = _placeholder(source, tokenizer)
     config = translate_config(published, tensors, image_token_id)
+    if not 0 <= image_token_id < config.text_config.vocab_size:
+        raise ValueError(
+            f"--volume-token-id {image_token_id}: the decoder has {config.text_config.vocab_size} tokens"
+        )
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
     check_tensors(model.state_dict(), tensors, model.all_tied_weights_keys)

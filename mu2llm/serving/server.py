@@ -75,7 +75,8 @@ def start(
     repository, state_dir = Path(repository).resolve(), Path(state_dir).resolve()
     if running := status(state_dir):
         raise ServerError(
-            f"a server already runs for {state_dir} (pid {running.pid}): `mu2 serve --stop` stops it"
+            f"a server already runs for {state_dir} (pid {running.pid}): "
+            f"`mu2 serve --stop --state {state_dir}` stops it"
         )
     binary, environment = find_tritonserver(), python_environment()
     version = served_version(repository)

@@ -120,6 +120,12 @@ def test_a_setting_that_no_tensor_shows_is_not_passed_over(tmp_path, published, 
         convert(write(tmp_path / "source", published, config), tmp_path / "ours", image_token_id=319)
 
 
+@pytest.mark.parametrize("token", [-1, 320])
+def test_a_placeholder_outside_the_vocabulary_is_refused(tmp_path, token):
+    with pytest.raises(ValueError, match="the decoder has 320 tokens"):
+        convert(GOLDEN, tmp_path / "ours", image_token_id=token)
+
+
 def test_a_foreign_folder_is_refused(tmp_path, published):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         convert(tmp_path, tmp_path / "ours", image_token_id=319)
