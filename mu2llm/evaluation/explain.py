@@ -37,6 +37,8 @@ def explain(
         return {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
 
     prompt = batch()
+    room = processor.max_length - prompt["input_ids"].shape[1] - 1  # the draft is read again, with its end
+    max_new_tokens = max(1, min(max_new_tokens, room))
     with torch.inference_mode():
         ids = loaded.model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
     draft = processor.decode(ids[0, prompt["input_ids"].shape[1] :])

@@ -180,7 +180,7 @@ def convert(source: str | Path, target: str | Path, *, image_token_id: int | Non
     `image_token_id` is the placeholder's id; by default the tokenizer's `<im_patch>`. A missing, unexpected
     or mis-shaped tensor raises `ValueError` with its name.
     """
-    source, target = Path(source), Path(target)
+    source, target = _apart(source, target)
     published = read_config(source)
     tensors = {rename(name): tensor for name, tensor in read_tensors(source).items()}
     unused = {name: tensors.pop(name) for name in list(tensors) if UNUSED.match(name)}
@@ -194,7 +194,9 @@ def convert(source: str | Path, target: str | Path, *, image_token_id: int | Non
         )
     with torch.device("meta"):
         model = Mu2ForConditionalGeneration(config)
-    check_tensors(model.state_dict(), tensors, model.all_tied_weights_keys)
+    expected = model.state_dict()
+    check_tensors(expected, tensors, model.all_tied_weights_keys)
+    check_tensors(_unused(expected), unused)
     target.mkdir(parents=True, exist_ok=True)
     config.architectures = ["Mu2ForConditionalGeneration"]
     config.dtype = tensors["projector.fc1.weight"].dtype
@@ -226,7 +228,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 def revert(source: str | Path, target: str | Path) -> None:
     """Writes a converted checkpoint back in the published layout, every tensor bit for bit."""
-    source, target = Path(source), Path(target)
+    source, target = _apart(source, target)
     for needed in (CONFIG_FILE, UNUSED_FILE):
         if not (source / needed).exists():
             raise FileNotFoundError(
@@ -238,6 +240,23 @@ def revert(source: str | Path, target: str | Path) -> None:
     _save(renamed, target / "model.safetensors")
     shutil.copy(source / CONFIG_FILE, target / "config.json")
     _copy_texts(source, target)
+
+
+def _apart(source: str | Path, target: str | Path) -> tuple[Path, Path]:
+    if Path(source).resolve() == Path(target).resolve():
+        raise ValueError(f"{source}: source and target are one folder; give another to write to")
+    return Path(source), Path(target)
+
+
+def _unused(expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that a published checkpoint holds without influence, by shape."""
+    last, score = "aggregator.aggregation.", "refiner.selection.score."
+    layers = {
+        f"{last}{part}.{kind}": expected[f"{last}wq.{kind}"]
+        for part in ("wv", "dense")
+        for kind in ("weight", "bias")
+    }
+    return {**layers, f"{score}bias": expected[f"{score}weight"][:, 0]}
 
 
 def _copy_texts(source: Path, target: Path) -> None:

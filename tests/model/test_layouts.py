@@ -120,6 +120,21 @@ def test_a_setting_that_no_tensor_shows_is_not_passed_over(tmp_path, published, 
         convert(write(tmp_path / "source", published, config), tmp_path / "ours", image_token_id=319)
 
 
+def test_every_tensor_is_needed(tmp_path, published):
+    for number, name in enumerate(sorted(published)):
+        if name.endswith(("vision_tower.norm.weight", "blocks.0.mlp.linear1.weight", "relative_bias")):
+            continue  # sizes are read from these first
+        lacking = {other: tensor for other, tensor in published.items() if other != name}
+        with pytest.raises(ValueError, match=f"{name} is missing"):
+            convert(write(tmp_path / f"{number}", lacking), tmp_path / "ours", image_token_id=319)
+
+
+def test_a_checkpoint_is_not_overwritten(tmp_path, published):
+    source = write(tmp_path / "source", published)
+    with pytest.raises(ValueError, match="one folder"):
+        convert(source, tmp_path / "source", image_token_id=319)
+
+
 @pytest.mark.parametrize("token", [-1, 320])
 def test_a_placeholder_outside_the_vocabulary_is_refused(tmp_path, token):
     with pytest.raises(ValueError, match="the decoder has 320 tokens"):
