@@ -3,6 +3,7 @@
 import io
 import json
 import queue
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,13 +123,12 @@ def _stream(
 
     responses: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
     client = grpc.InferenceServerClient(url)
-    ended = False  # on the server's side; to cancel then can crash a Triton 2.51
+    ended = False  # on the server's side
     try:
         _check_serving(client, url)
         client.start_stream(
             lambda result, error: responses.put((result, error)),
             stream_timeout=timeout,
-            headers={"triton_grpc_error": "true"},  # errors with their gRPC status, not as text alone
         )
         client.async_stream_infer(MODEL, inputs)
         while not ended:
@@ -169,8 +169,11 @@ def _check_serving(client: Any, url: str) -> None:
 
 
 def _translated(error: Any, url: str) -> Exception:
+    """gRPC's own errors bring a status; those of the model, in the stream, begin with their code."""
     message = " ".join(error.message().split())
     status = error.status() or ""
+    if not status and (coded := re.fullmatch(r"([A-Z_]+): (.*)", message)):
+        status, message = coded.groups()
     if "DEADLINE_EXCEEDED" in status:
         return TimeoutError(
             f"no whole answer from {url} in time; the server may be busy: try again with a longer timeout"

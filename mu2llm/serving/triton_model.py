@@ -35,6 +35,7 @@ class Metrics:
     """Counts requests on Triton's metrics port. Triton's own counters end when a request is handed over."""
 
     def __init__(self, version: str):
+        self.lock = threading.Lock()  # two threads that change one metric at once crash tritonserver
         kinds = pb_utils.MetricFamily
         self.families = {  # a family must outlive its metrics
             "open": kinds("mu2llm_requests_open", "Requests that have not been answered whole", kinds.GAUGE),
@@ -51,12 +52,14 @@ class Metrics:
         }
 
     def arrived(self) -> None:
-        self.open.increment(1)
+        with self.lock:
+            self.open.increment(1)
 
     def left(self, outcome: str, seconds: float) -> None:
-        self.open.increment(-1)
-        self.ended[outcome].increment(1)
-        self.seconds.increment(seconds)
+        with self.lock:
+            self.open.increment(-1)
+            self.ended[outcome].increment(1)
+            self.seconds.increment(seconds)
 
 
 class TritonPythonModel:
@@ -77,6 +80,8 @@ class TritonPythonModel:
         self.arrivals: dict[int, float] = {}
         self.metrics = Metrics(self.version)
         self.lock = threading.Lock()  # for senders and arrivals
+        # Held to ask a sender and to send its last response: to ask one after that crashes tritonserver.
+        self.ending = threading.Lock()
         self.channel_lock = threading.Lock()  # for writing; apart, or a long write would hold up the reader
         self.closing = False
         self._start_worker()
@@ -137,7 +142,8 @@ class TritonPythonModel:
                     self.senders.clear()
                 for number, sender in lost.items():
                     self._left(number, "UNAVAILABLE")
-                    _fail(sender, "UNAVAILABLE", "the model's process ended amid this request: try again")
+                    with self.ending:
+                        _fail(sender, "UNAVAILABLE", "the model's process ended amid this request: try again")
                 try:
                     self._start_worker()
                 except RuntimeError as error:
@@ -156,17 +162,18 @@ class TritonPythonModel:
             return
         # Before the client is told: who has the answer finds it counted.
         self._left(number, header["code"] if header["type"] == "fail" else "FINISHED")
-        if header["type"] == "fail":
-            _fail(sender, header["code"], header["message"])
-        else:
-            outputs = {
-                "TEXT": "",
-                "FINISH_REASON": header["reason"],
-                "USAGE": json.dumps(header["usage"]),
-                "MODEL_VERSION": self.version,
-                "NOTICE": NOTICE,
-            }
-            _last(sender, pb_utils.InferenceResponse([_text(*output) for output in outputs.items()]))
+        with self.ending:
+            if header["type"] == "fail":
+                _fail(sender, header["code"], header["message"])
+            else:
+                outputs = {
+                    "TEXT": "",
+                    "FINISH_REASON": header["reason"],
+                    "USAGE": json.dumps(header["usage"]),
+                    "MODEL_VERSION": self.version,
+                    "NOTICE": NOTICE,
+                }
+                _last(sender, pb_utils.InferenceResponse([_text(*output) for output in outputs.items()]))
 
     def _left(self, number: int, outcome: str) -> None:
         with self.lock:
@@ -181,7 +188,9 @@ class TritonPythonModel:
                 waiting = dict(self.senders)
             told &= waiting.keys()
             for number in waiting.keys() - told:
-                if waiting[number].is_cancelled():
+                with self.ending:
+                    cancelled = number in self.senders and waiting[number].is_cancelled()
+                if cancelled:
                     told.add(number)
                     self._tell({"id": number, "type": "cancel"})
 
@@ -211,7 +220,9 @@ def _text(name: str, value: str) -> Any:
 
 
 def _fail(sender: Any, code: str, message: str) -> None:
-    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    # Streams over gRPC carry no status but in the mode of the header triton_grpc_error, in which requests at the
+    # same time corrupt the state of a Triton 2.51: so the text begins with the code.
+    error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
     _last(sender, pb_utils.InferenceResponse(error=error))
 
 

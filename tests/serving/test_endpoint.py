@@ -139,10 +139,12 @@ def test_beyond_its_queue_the_server_refuses_and_loses_nothing(
             return "refused"
         return draft.finish_reason
 
-    with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(ask, range(8)))
-    assert set(outcomes) <= {"stop", "length", "refused"}
-    assert len([o for o in outcomes if o != "refused"]) >= 3
+    # Several rounds: what such a crowd does to the server's memory shows sooner or later, not at once.
+    for _ in range(6):
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(ask, range(8)))
+        assert set(outcomes) <= {"stop", "length", "refused"}
+        assert 2 <= len([o for o in outcomes if o != "refused"]) < 8
 
 
 def test_a_killed_worker_is_replaced(endpoint: tuple[Server, Path], nifti: Path) -> None:
