@@ -220,7 +220,7 @@ def _text(name: str, value: str) -> Any:
 
 
 def _fail(sender: Any, code: str, message: str) -> None:
-    # Streams over gRPC carry no status but in the mode of the header triton_grpc_error, in which requests at the
+    # A gRPC stream carries no status but in the mode of the header triton_grpc_error, in which streams at the
     # same time corrupt the state of a Triton 2.51: so the text begins with the code.
     error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
     _last(sender, pb_utils.InferenceResponse(error=error))
