@@ -1,10 +1,11 @@
-"""`mu2 register`, `mu2 registry`, `mu2 export`: versions, gate, promotion, roll back, model repository."""
+"""`mu2 register`, `registry`, `export`, `deploy`: versions, gate, promotion, roll back, and into service."""
 
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+PORTS = ("grpc", "http", "metrics")
 DATABASE = "sqlite:///demo/mlflow/mlflow.db"
 
 
@@ -38,6 +39,18 @@ def add(commands: Any) -> None:
     triton.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
     triton.add_argument("--repository", default="demo/serving/repository", help="folder or s3:// address")
     _shared(triton, run_export)
+
+    deploy = commands.add_parser("deploy", help="a version into service on this machine, or back if it fails")
+    which = deploy.add_mutually_exclusive_group()
+    which.add_argument("--alias", default="champion", help="of the version (default: champion)")
+    which.add_argument("--version", type=int, help="its number")
+    deploy.add_argument(
+        "--state", type=Path, default=Path("demo/serving"), help="the server's folder (default: demo/serving)"
+    )
+    deploy.add_argument("--repository", type=Path, help="Triton model repository (default: STATE/repository)")
+    for port in PORTS:
+        deploy.add_argument(f"--{port}-port", type=int, help="default: that of the running server")
+    _shared(deploy, run_deploy)
 
 
 def _shared(verb: argparse.ArgumentParser, run: Any) -> None:
@@ -117,3 +130,21 @@ def run_export(args: argparse.Namespace) -> None:
     version = resolve(args.version, **where)
     export(version, args.tracking_uri, args.repository, args.name)
     print(f"version {version} stands in {args.repository}")
+
+
+def run_deploy(args: argparse.Namespace) -> None:
+    from mu2llm.components.rollout import deploy
+    from mu2llm.registry import resolve
+
+    where = _where(args)
+    version = resolve(args.version or args.alias, **where)
+    chosen = {f"{name}_port": getattr(args, f"{name}_port") for name in PORTS}
+    running = deploy(
+        version,
+        args.tracking_uri,
+        str(args.repository or args.state / "repository"),
+        name=args.name,
+        state_dir=str(args.state),
+        **{name: port for name, port in chosen.items() if port},
+    )
+    print(f"version {running.version} answers at {running.url}; every answer names its version")

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 0.1  # how often waiting requests are looked through for those that nobody wants any more
 # Text is sent on no faster than this: a piece costs Triton more than a small model's step, and nobody
 # reads as fast. The first piece goes at once.
-PIECE_SECONDS = 0.02
+PIECE_SECONDS = 0.05
 # What a generation configuration may set that changes greedy drafts, and that the batch does not do.
 NOT_FOLLOWED = (
     *(
