@@ -46,14 +46,16 @@ class Load:
 
 
 class Volumes:
-    """CTs that differ from request to request: a NIfTI file with a number in its description."""
+    """So many different CTs, in turn: a NIfTI file with a number in its description."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, count: int = 10**9):
+        self.path = path
         self.data = path.read_bytes()
+        self.count = count
         self.number = 0
 
     def next(self) -> bytes:
-        self.number += 1
+        self.number = self.number % self.count + 1
         return self.data[:148] + f"{self.number:<80}".encode() + self.data[228:]
 
 
@@ -90,6 +92,17 @@ async def crowd(clients: int, volumes: Volumes, url: str, args: argparse.Namespa
     await asyncio.gather(*(client() for _ in range(clients)))
     load.seconds = time.perf_counter() - began
     return load
+
+
+async def requests(count: int, volumes: Volumes, url: str) -> None:
+    """So many short drafts, eight at a time."""
+    left = iter(range(count))
+
+    async def client() -> None:
+        for _ in left:
+            await one(Load(), volumes.next(), url, 12)
+
+    await asyncio.gather(*(client() for _ in range(8)))
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -163,9 +176,10 @@ def phantom(folder: Path) -> Path:
     return plain
 
 
-def worker_mb(running: server.Server) -> float:
-    inside = psutil.Process(running.pid).children(recursive=True)
-    return sum(p.memory_info().rss for p in inside if "mu2llm.serving.worker" in p.cmdline()) / 2**20
+def memory_mb(running: server.Server) -> list[int]:
+    """Resident memory of tritonserver, its Python backend and the worker."""
+    top = psutil.Process(running.pid)
+    return [p.memory_info().rss >> 20 for p in (top, *top.children(recursive=True))]
 
 
 def main() -> None:
@@ -190,14 +204,12 @@ def main() -> None:
                 for name, clients, duration in loads:
                     measured.append(asyncio.run(crowd(clients, volumes, running.url, args, duration)))
                     rows.append(row(name, measured[-1]))
-                    memory.append(f"{name}: {worker_mb(running):.0f} MiB")
                 return measured
             finally:
                 server.stop(folder / "state")
 
         plain = generate(model, volumes, args)
         rows: list[tuple[str, ...]] = []
-        memory: list[str] = []
         (sequential,) = measure(
             Limits(max_batch=1, max_queue=16), [("one at a time, 8 clients", 8, args.seconds)]
         )
@@ -211,6 +223,15 @@ def main() -> None:
                 ("overload, 64 clients", 64, args.overload_seconds),
             ],
         )
+        running = start(model, folder, Limits())
+        try:
+            few = Volumes(volumes.path, 20)
+            memory = {}
+            for count in (500, 500, 1000):
+                asyncio.run(requests(count, few, running.url))
+                memory[max(memory, default=0) + count] = memory_mb(running)
+        finally:
+            server.stop(folder / "state")
     head = ("load", "drafts / s", "draft p50", "first piece p50 / p99", "a token p50", "drafts")
     print(table(rows, (*head, "refused", "lost")))
     eight = loads[counts.index(8)].rate
@@ -223,7 +244,9 @@ def main() -> None:
         f"overload against capacity, accepted drafts: p50 {latency:.2f}, p99 {late:.2f} times (asked for: 2)"
     )
     print(f"refused in {1000 * quantile(over.refused, 0.5):.0f} ms (p50), {over.lost + full.lost} lost")
-    print(f"the worker's memory after each load: {'; '.join(memory)}")
+    print("MiB of tritonserver, its Python backend, the worker, after so many requests about 20 CTs:")
+    for count, parts in memory.items():
+        print(f"  {count}: {' + '.join(map(str, parts))}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,10 @@ def add(commands: Any) -> None:
     register = commands.add_parser("register", help="log a model with its evaluation and make it a version")
     register.add_argument("model", help="model folder")
     register.add_argument("evaluation", help="evaluation.json of this model")
+    register.add_argument(
+        "--licence", help="of the model, such as apache-2.0, for the gate's rule of that kind"
+    )
+    register.add_argument("--data-licence", help="of what it was trained on")
     _shared(register, run_register)
 
     verbs = commands.add_parser("registry", help="the versions of the model").add_subparsers(
@@ -30,6 +34,7 @@ def add(commands: Any) -> None:
         if name == "gate":
             verb.add_argument("--rules", help="YAML of rules (default: mlflow/registry/gate.yaml)")
         _shared(verb, run)
+    _shared(verbs.add_parser("history", help="every promotion and rollback, oldest first"), run_history)
     _shared(verbs.add_parser("rollback", help="the champion before this one becomes it again"), run_rollback)
 
     export = commands.add_parser("export", help="a version for another system").add_subparsers(
@@ -73,19 +78,36 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
 def run_register(args: argparse.Namespace) -> None:
     from mu2llm.registry import register
 
-    register(args.model, args.evaluation, **_where(args))
+    given = {"licence": args.licence, "data_licence": args.data_licence}
+    tags = {name: value for name, value in given.items() if value}
+    register(args.model, args.evaluation, tags=tags, **_where(args))
 
 
 def run_list(args: argparse.Namespace) -> None:
     from mu2llm.registry import versions
 
-    for version in versions(**_where(args)):
+    found = versions(**_where(args))
+    if not found:
+        raise ValueError(
+            f"nothing is registered as {args.name!r} in {args.tracking_uri}: `mu2 register` does it"
+        )
+    for version in found:
         created = datetime.fromtimestamp(version["created"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
         tags = version["tags"]
         print(
             f"{version['version']:>4}  {created}  GREEN {tags.get('green', '–'):<7} "
             f"finding F1 {tags.get('finding_macro_f1', '–'):<7} gate {tags.get('gate', 'not yet'):<8} "
             f"{', '.join(version['aliases'])}"
+        )
+
+
+def run_history(args: argparse.Namespace) -> None:
+    from mu2llm.registry import history
+
+    for event in history(**_where(args)):
+        print(
+            f"{event['at'][:19].replace('T', ' ')}  {event['action']:<8}  version {event['version']} "
+            f"(before: {event['previous'] or 'none'})  by {event['by']}"
         )
 
 

@@ -112,8 +112,9 @@ def smoke(model: str | Path) -> None:
         stream = ours.makefile("rb")
         try:
             if wire.receive(stream) is None:
-                said = (process.communicate()[1].strip() or "the model's process ended").splitlines()
-                raise RuntimeError(said[-1])
+                said = process.communicate()[1].strip() or "the model's process ended without a word"
+                print(said, file=sys.stderr)
+                raise RuntimeError(said.splitlines()[-1])
             header = {"id": 1, "type": "ask", "volume": True, "values": {"MAX_TOKENS": SMOKE_TOKENS}}
             wire.send(ours, header, phantom())
             while (message := wire.receive(stream)) is not None and message[0]["type"] == "piece":
