@@ -147,6 +147,36 @@ def test_beyond_its_queue_the_server_refuses_and_loses_nothing(
         assert 2 <= len([o for o in outcomes if o != "refused"]) < 8
 
 
+def test_a_client_may_ask_a_busy_server_again(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def ask(seed: int) -> str:
+        options = {"max_tokens": 200, "temperature": 1.0, "seed": seed, "retries": 8}
+        draft = report(nifti, url=endpoint[0].url, **options)
+        return "".join(draft) and draft.finish_reason
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(8))) <= {"stop", "length"}
+
+
+def test_a_refusal_names_the_file(endpoint: tuple[Server, Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"\x1f\x8b\x08\x00broken")
+    with pytest.raises(RequestError, match=r"broken\.nii\.gz"):
+        list(report(tmp_path / "broken.nii.gz", url=endpoint[0].url))
+
+
+def test_the_command_writes_what_is_asked_for(
+    endpoint: tuple[Server, Path], nifti: Path, tmp_path: Path
+) -> None:
+    from mu2llm.cli import main
+
+    url, out = ("--url", endpoint[0].url, "--max-tokens", "8"), tmp_path / "fhir.json"
+    assert main(["report", str(nifti), *url, "--format", "fhir", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["resourceType"] == "Bundle"
+    assert main(["report", str(nifti), *url, "--saliency", str(tmp_path / "s.nii.gz")]) == 0
+    assert (tmp_path / "s.nii.gz").stat().st_size > 0
+
+
 def test_a_killed_worker_is_replaced(endpoint: tuple[Server, Path], nifti: Path) -> None:
     (worker,) = [p for p in processes_of(endpoint[0]) if "mu2llm.serving.worker" in p.cmdline()]
     worker.kill()
