@@ -126,15 +126,16 @@ _IRREGULAR = {
     "granulomata": "granuloma", "masses": "mass", "hemithoraces": "hemithorax", "fibroses": "fibrosis",
     "stenoses": "stenosis", "ducts": "duct", "does": "does", "was": "was", "is": "is", "has": "has",
     "its": "its", "this": "this", "abscesses": "abscess", "biopsies": "biopsy", "indices": "index",
-    "lumina": "lumen", "haemangioma": "hemangioma", "oedema": "edema", "tumour": "tumor",
+    "lumina": "lumen", "oedema": "edema", "tumour": "tumor",
     "tumours": "tumor", "calibre": "caliber", "centre": "center", "oesophagus": "esophagus",
-    "oesophageal": "esophageal", "grey": "gray",
+    "oesophageal": "esophageal", "grey": "gray", "varices": "varix", "loops": "loop",
 }  # fmt: skip
 
 
 @lru_cache(maxsize=65536)
 def lemma(word: str) -> str:
     """The word list's form of a lower-case word: singular, American spelling."""
+    word = word.replace("haem", "hem")
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith("ies"):
