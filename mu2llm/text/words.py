@@ -18,7 +18,7 @@ _SIZE = rf"{_NUMBER}(?:\s*{_LENGTH_UNIT}?\s*(?:[x×*]|-|–|to|by)\s*{_NUMBER}){
 _TOKEN = re.compile(
     rf"(?P<size>{_SIZE})|(?P<word>[^\W\d_]+\d*)|(?P<number>\d+(?:[.,]\d+)?)|(?P<mark>[^\s\w])", re.I
 )
-_PART = re.compile(rf"({_NUMBER})\s*({_LENGTH_UNIT})?", re.I)
+_PART = re.compile(rf"({_NUMBER})[\s-]*({_LENGTH_UNIT})?", re.I)
 
 # Codes of single words and marks; phrases of the word lists have codes of their own (CODES).
 _MARKS = {",": ",", ";": ";", ":": ":", "(": "(", ")": ")", "/": "O", "；": ";", "，": ","}
