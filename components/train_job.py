@@ -142,13 +142,6 @@ def _status(client: Any, name: str) -> str | None:
         raise
 
 
-def _gone(client: Any, name: str) -> bool:
-    try:
-        return _status(client, name) is None
-    except RuntimeError:
-        return False
-
-
 def _remove(client: Any, name: str, every: float) -> None:
     """Deletes a job and waits until it is gone: its name cannot be taken before."""
     print(f"TrainJob {name} has failed before: starting anew from its newest checkpoint", flush=True)
@@ -167,12 +160,12 @@ def _follow(client: Any, name: str, stage: str, job: Job) -> str | None:
     while True:
         try:
             found = client.get_job(name)
-            _show(client, found, stage, seen)
+            with contextlib.suppress(RuntimeError):  # a pod's log may end with its pod
+                _show(client, found, stage, seen)
             if found.status in ENDED:
                 return found.status
-        except RuntimeError:
-            # The job is gone, or a pod's log ended with its pod, or the API server is away for a moment.
-            if _gone(client, name):
+        except RuntimeError as error:  # the API server may be away for a moment
+            if getattr(error.__cause__, "status", None) == 404:
                 return None
         if time.monotonic() > end:
             raise TrainingFailed(f"{stage}: TrainJob {name} has not ended after {job.hours} hours")

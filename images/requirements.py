@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml asks for, with the extras that are named: `python3 requirements.py train platform`."""
+"""Prints what pyproject.toml asks for, with the extras named: `python3 requirements.py train platform`."""
 
 import sys
 import tomllib

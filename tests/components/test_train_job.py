@@ -12,6 +12,8 @@ from mu2llm.components.train_job import COMMAND, Job, run_job
 from mu2llm.training.launch import QUIET, TrainingFailed
 from tests.components.trainer_server import Look, Server
 
+RBAC = Path(__file__).parents[2] / "manifests" / "components" / "training" / "rbac.yaml"
+VERSION = ("get", "", "configmaps")  # Trainer's own, in its namespace; without it the SDK only warns
 JOB = Job(nodes=2, gpus=4, hours=1.5, every=0.001)
 A, B = "mu2-sft-0123-node-0-0-abcde", "mu2-sft-0123-node-0-1-fghij"
 WAITING = Look({A: "Pending", B: "Pending"})
@@ -65,6 +67,36 @@ def test_the_job_says_what_it_needs(server: Server, config: Path, capsys: pytest
     ]
 
 
+def test_the_steps_account_may_do_what_the_sdk_asks(server: Server, config: Path) -> None:
+    """Whatever the life of a job takes is allowed by manifests/components/training/rbac.yaml."""
+    server.looks, server.logs = [WAITING, RUNNING, FAILED], {A: [], B: []}
+    with pytest.raises(TrainingFailed):
+        run_job("sft", config, JOB)
+    server.looks = [FAILED, RUNNING, DONE]
+    run_job("sft", config, JOB)
+
+    roles = [it for it in yaml.safe_load_all(RBAC.read_text("utf-8")) if it["kind"].endswith("Role")]
+    allowed = {
+        (verb, group, resource)
+        for role in roles
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert {request(*it) for it in server.asked} - {VERSION} <= allowed
+
+
+def request(method: str, path: str) -> tuple[str, str, str]:
+    """A request in RBAC's words: verb, group, resource."""
+    parts = path.strip("/").split("/")
+    group, rest = (parts[1], parts[3:]) if parts[0] == "apis" else ("", parts[2:])
+    rest = rest[2:] if rest[0] == "namespaces" else rest
+    resource = f"{rest[0]}/{rest[2]}" if len(rest) > 2 else rest[0]
+    verb = {"POST": "create", "DELETE": "delete"}.get(method, "get" if len(rest) > 1 else "list")
+    return verb, group, resource
+
+
 def test_why_a_job_waits_is_said_once(server: Server, config: Path, capsys: pytest.CaptureFixture) -> None:
     server.looks = [WAITING] * 5 + [DONE]
     server.logs = {A: []}
@@ -77,7 +109,7 @@ def test_why_a_job_waits_is_said_once(server: Server, config: Path, capsys: pyte
 def test_a_preempted_job_is_followed_into_its_next_pods(
     server: Server, config: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The cluster starts the pods anew (failurePolicy of the runtime); a log that was read on is not repeated."""
+    """The cluster starts the pods anew (failurePolicy of the runtime); what was shown is not repeated."""
     again = A.replace("abcde", "zzzzz")
     server.looks = [
         RUNNING,
@@ -199,7 +231,7 @@ def test_a_senseless_job_is_named(wrong: dict[str, float]) -> None:
 def test_the_component_lays_out_what_the_pods_read(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step as Kubeflow calls it; the pods of the job are the server's, so the test writes their results."""
+    """The step as Kubeflow calls it; what the pods of the job would write is written by the test."""
     from mu2llm.components.vision.component import vision
     from mu2llm.data.ingest import ingest
     from mu2llm.data.phantom import write_phantoms

@@ -1,7 +1,7 @@
-"""A Kubernetes API server with Kubeflow Trainer, for the tests: what the SDK asks of it, every object checked.
+"""A Kubernetes API server with Kubeflow Trainer, for the tests: what the SDK asks of it, all checked.
 
-TrainJobs are held against the models of kubeflow-trainer-api, which are made of the CRDs' schemas; a field that
-these do not know is a fault. What a job's pods do is a list of `Look`s that the test writes down.
+TrainJobs are held against the models of kubeflow-trainer-api, which are made of the CRDs' schemas; a field
+that these do not know is a fault. What a job's pods do is a list of `Look`s that the test writes down.
 """
 
 import json
@@ -35,9 +35,10 @@ class Look:
 
 
 class Server(ThreadingHTTPServer):
-    """`looks`: what looks at a job find, in turn; the last one stays. `logs`: lines by pod. `events`: messages.
+    """`looks`: what looks at a job find, in turn; the last one stays. `logs`: lines by pod.
 
-    `jobs`: what is there now; `made`, `deleted`: what was. `faults`: what the real server would have refused.
+    `jobs`: what is there now; `made`, `deleted`: what was. `asked`: verb and path of every request.
+    `faults`: what the real server would have refused.
     """
 
     daemon_threads = True
@@ -51,6 +52,7 @@ class Server(ThreadingHTTPServer):
         self.jobs: dict[str, dict[str, Any]] = {}
         self.made: list[dict[str, Any]] = []
         self.deleted: list[str] = []
+        self.asked: set[tuple[str, str]] = set()
         self.faults: list[str] = []
         self.now = Look()
 
@@ -95,6 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = json.loads(text) if text else None
+        self.server.asked.add((self.command, parts.path))
         try:
             status, answer = 200, self._route(parts.path, query, body)
         except Away:
