@@ -101,7 +101,14 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
             )
         _check_question(question_ids, question_mask, len(pixel_values))
-        refined = self.refiner(self.encode_frames(pixel_values))
+        return self.condense(self.refine(pixel_values), question_ids, question_mask)
+
+    def refine(self, pixel_values: Tensor) -> Tensor:
+        """The half of `encode_volume` that no question touches: frames (B, T, K, H, W) → (B, R, D)."""
+        return self.refiner(self.encode_frames(pixel_values))
+
+    def condense(self, refined: Tensor, question_ids: Tensor, question_mask: Tensor | None = None) -> Tensor:
+        """The other half: refined tokens (B, R, D) and a question (B, Lq) → visual tokens (B, Q, D)."""
         return self.aggregator(refined, self.get_input_embeddings()(question_ids), question_mask)
 
     def forward(
