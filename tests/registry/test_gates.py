@@ -163,7 +163,9 @@ def test_another_signature_is_refused(registry, database: str) -> None:
     name = registry.where["name"]
     assert signature(f"models:/{name}/1")[0]
     with mlflow.start_run():
-        logged = mlflow.pyfunc.log_model(name="m", python_model=lambda model_input: model_input)
+        logged = mlflow.pyfunc.log_model(
+            name="m", python_model=lambda model_input: model_input, pip_requirements=[]
+        )
     passed, _, reason = signature(logged.model_uri)
     assert not passed
     assert "signature" in reason or "takes" in reason
