@@ -23,6 +23,8 @@ def open_registry(tracking_uri: str) -> Any:
     # MLflow reports usage to its makers unless it is told not to: not from a hospital.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Of 7 tries, which is MLflow's default, the last comes minutes after the first.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     import mlflow
 
     if database := _database(tracking_uri):

@@ -97,6 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
             AWS_SECRET_ACCESS_KEY="secret",
             AWS_DEFAULT_REGION="us-east-1",
             MLFLOW_S3_ENDPOINT_URL=f"http://127.0.0.1:{s3}",
+            MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
             MLFLOW_DISABLE_TELEMETRY="true",
         )
     except BaseException:
