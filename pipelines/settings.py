@@ -55,6 +55,8 @@ class ClusterSettings:
             it is mounted at /work. Empty: none.
         storage_secret: name of the Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MU2_S3_ENDPOINT.
             Empty: none.
+        hospital_secret: name of the Secret with MU2_DEID_KEY and, for a DICOMweb server, MU2_DICOMWEB_TOKEN
+            or MU2_DICOMWEB_USER and MU2_DICOMWEB_PASSWORD; only the ingest step gets it. Empty: none.
         gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
         retries: how often a failed training or evaluation step runs again; it goes on from its checkpoint.
         one_by_one: no two steps at a time, so that the first failure ends the run.
@@ -69,6 +71,7 @@ class ClusterSettings:
     shared_memory: str = "16Gi"
     work_claim: str = "mu2llm-work"
     storage_secret: str = "mu2llm-storage"
+    hospital_secret: str = ""
     gpu_taint: str = "nvidia.com/gpu"
     retries: int = 2
     one_by_one: bool = False

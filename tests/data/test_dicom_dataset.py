@@ -200,5 +200,5 @@ def test_real_slices_become_the_same_frames(tmp_path):
     np.testing.assert_allclose(ours.affine, theirs.affine)
     for mode in ("hu", "published"):
         size = {"size": 64, "depth": 32, "frame_slices": 16}
-        expected = prepare_frames(REAL, mode=mode, **size)
-        np.testing.assert_array_equal(prepare_frames(studies[2].volume, mode=mode, **size), expected)
+        expected = prepare_frames(theirs, mode=mode, **size)
+        np.testing.assert_array_equal(prepare_frames(ours, mode=mode, **size), expected)
