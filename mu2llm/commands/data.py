@@ -2,10 +2,18 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 # The names of mu2llm.data.ingest.READERS, and dicom; they are not imported here: help is instant.
 DATASETS = ("folder", "dicom", "ct-rate", "amos-mm", "abdomen-atlas", "m3d-cap", "phantom")
+
+# What prepare takes with --mode: settings of mu2llm.volume.prepare_frames.
+SIZES = (
+    ("size", 256, "rows and columns"),
+    ("depth", 256, "slices"),
+    ("frame_slices", 32, "slices of a frame"),
+)
 
 
 def add(commands: Any) -> None:
@@ -33,6 +41,17 @@ def add(commands: Any) -> None:
     ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
     ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
     ingest.set_defaults(run=run_ingest)
+
+    prepare = data.add_parser("prepare", help="make the frames that a model reads, once, with all cores")
+    prepare.add_argument("studies", help="studies.jsonl, or the folder that data ingest wrote")
+    prepare.add_argument("--model", help="folder of the model to train: its processor says how")
+    prepare.add_argument("--mode", choices=("hu", "published"), help="without --model (docs/data.md: modes)")
+    for name, value, what in SIZES:
+        flag = f"--{name.replace('_', '-')}"
+        prepare.add_argument(flag, type=int, help=f"{what}, with --mode (default: {value})")
+    prepare.add_argument("--out", help="folder of the frames (default: frames/ beside the studies)")
+    prepare.add_argument("--workers", type=int, help="processes (default: one a core)")
+    prepare.set_defaults(run=run_prepare)
 
     overlap = data.add_parser(
         "overlap", help="which CTs stand in several ingested datasets, and in which split"
@@ -82,6 +101,27 @@ def run_ingest(args: argparse.Namespace) -> None:
         **phantom,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    from mu2llm.data.prepare import prepare_dataset
+    from mu2llm.data.records import Study, read_jsonl
+
+    given = {name: getattr(args, name) for name, _, _ in SIZES if getattr(args, name) is not None}
+    if (args.model is None) == (args.mode is None) or (args.model and given):
+        raise ValueError("data prepare: give either --model, or --mode with --size, --depth, --frame-slices")
+    if args.model:
+        from mu2llm.model import Mu2Processor
+
+        preparation = Mu2Processor.from_pretrained(args.model).preparation
+    else:
+        preparation = {"mode": args.mode} | {name: value for name, value, _ in SIZES} | given
+    studies = Path(args.studies)
+    studies = studies / "studies.jsonl" if studies.is_dir() else studies
+    out = Path(args.out) if args.out else studies.parent / "frames"
+    summary = prepare_dataset(list(read_jsonl(studies, Study)), preparation, out, workers=args.workers)
+    print(json.dumps(summary, indent=1))
+    return 1 if summary["rejects"] else 0
 
 
 def run_overlap(args: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from mu2llm.data.dicom import read_dicom, remove_unused
 from mu2llm.data.dicomweb import is_server
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
+from mu2llm.data.pool import each
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
-from mu2llm.data.tables import Reject, reject
+from mu2llm.data.tables import Reject, reject, tell_rejects
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def ingest(
     if dataset == "dicom":
         remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
+    tell_rejects(rejects, out / "rejects.jsonl")
     if not studies:
         raise ValueError(_nothing_left(root, out, rejects))
     for study in studies:
@@ -129,7 +130,7 @@ def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None
     if not options and (Path(root) / "phantom.txt").exists():
         return
     if "count" not in options:
-        raise ValueError(f"{root}: how many phantoms? Give count")
+        raise ValueError(f"{root}: how many phantoms? Give --count N")
     write_phantoms(Path(root), **options, seed=seed)
 
 
@@ -145,7 +146,9 @@ def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[
             rejects.append(reject(study.meta["file"], study.meta["row"], reason))
 
 
-def _check_all(studies: list[Study], rejects: list[Reject], copies: Path, workers: int) -> Iterator[Study]:
+def _check_all(
+    studies: list[Study], rejects: list[Reject], copies: Path, workers: int | None
+) -> Iterator[Study]:
     """Yields the studies whose volume is sound, with what was found in `meta`; the others go to `rejects`."""
     first: dict[str, Study] = {}  # by the hash of the voxels
     for done, (study, found) in enumerate(zip(studies, _found(studies, copies, workers), strict=True), 1):
@@ -161,7 +164,6 @@ def _check_all(studies: list[Study], rejects: list[Reject], copies: Path, worker
             if copy:
                 Path(copy).unlink()
             rejects.append(reject(study.meta["file"], study.meta["row"], reason))
-            log.warning("rejected: study %s: %s", study.study_id, reason)
         if done % 500 == 0 or done == len(studies):
             log.info("ingest: %d of %d volumes checked", done, len(studies))
 
@@ -171,13 +173,8 @@ def _same_voxels(study: Study, first: Study) -> str:
     return f"the same voxels as study {first.study_id}{where}; list each CT once"
 
 
-def _found(studies: list[Study], copies: Path, workers: int) -> Iterator[dict[str, Any]]:
-    check = partial(check_volume_file, copies=copies)
-    if workers == 1 or len(studies) < 16:
-        yield from map(check, studies)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(check, studies, chunksize=8)
+def _found(studies: list[Study], copies: Path, workers: int | None) -> Iterator[dict[str, Any]]:
+    return each(partial(check_volume_file, copies=copies), studies, workers)
 
 
 def _nothing_left(root: str | Path, out: Path, rejects: list[Reject]) -> str:
