@@ -147,6 +147,7 @@ def hospital(tmp_path_factory):
         *(f"{name},{MARK}PID1," for name in bad),
     ]
     rows.append(f"{MARK}gap,{MARK}PID1,{MARK}split")
+    rows.append(f"{MARK * 60},,")  # a text where the volume should stand, too long for a name
     lines = [f'{row},"{REPORT}",{MARK}Family^{MARK}Given,{PHONE}' for row in rows]
     header = "volume,patient_id,split,report,patient_name,telephone"
     (root / "reports.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
@@ -213,7 +214,7 @@ def test_no_marker_comes_out(hospital, tmp_path, words):
         assert_clean(what, data)
     assert not any((tmp_path / "tmp").iterdir())
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert {reject["row"] for reject in rejects} == {0, *range(4, 4 + len(NEEDED) + 6)}
+    assert {reject["row"] for reject in rejects} == {0, *range(4, 4 + len(NEEDED) + 7)}
     report = json.loads((out / "deidentification.json").read_text(encoding="utf-8"))
     removed = report["removed_or_replaced_values"]
     assert {"PatientName", "PatientID", "private attributes", "attributes in sequences", "file meta"} <= set(
