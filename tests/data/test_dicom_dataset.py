@@ -182,6 +182,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         ingest("dicom", tmp_path / "set", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_real_slices_become_the_same_frames(tmp_path):
     if not REAL.is_dir():
         pytest.skip("the real DICOM series of ../shared/real-ct is not here")

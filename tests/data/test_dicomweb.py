@@ -3,9 +3,11 @@
 import http.server
 import io
 import json
+import logging
 import re
 import shutil
 import threading
+import traceback
 import tracemalloc
 import urllib.error
 import urllib.request
@@ -135,6 +137,7 @@ def test_a_server_gives_what_the_folder_gives(pacs, tmp_path):
     assert ours.meta["sha256"] == theirs.meta["sha256"]
 
 
+@pytest.mark.slow
 def test_a_real_compressed_scan(pacs, tmp_path):
     if not REAL.is_dir():
         pytest.skip("the real DICOM series of ../shared/real-ct is not here")
@@ -240,6 +243,21 @@ def test_one_that_never_comes_whole_is_rejected_and_the_rest_goes_on(pacs, tmp_p
         (2, "dicomweb+http://127.0.0.1: 3 objects came of a series of 8")
     ]
     assert len(list((tmp_path / "out" / "volumes").iterdir())) == 1
+
+
+def test_what_fails_for_good_is_told_without_a_uid(pacs, tmp_path, capfd, caplog):
+    caplog.set_level(logging.DEBUG)
+    with Proxy(pacs.port, ["500", "503", "cut", "reset"] * 9) as proxy:
+        words = ["--root", proxy.root, "--reports", str(table(tmp_path, f",{STUDY}.1,ACC-1001,Clear.,"))]
+        line = ["--debug", "data", "ingest", "--dataset", "dicom", *words, "--workers", "1"]
+        with pytest.raises(ValueError, match="none of 1 rows can be used") as caught:
+            main([*line, "--out", str(tmp_path / "out")])
+        assert len(proxy.faults) < 32, "it was asked for several times"
+    said = capfd.readouterr()
+    told = "".join([*traceback.format_exception(caught.value), said.out, said.err, caplog.text])
+    told += "".join(file.read_text() for file in (tmp_path / "out").glob("*.json*"))
+    for marker in ("1.2.826.7777", "ACC-", "MRN-", "Quill", PASSWORD):
+        assert marker not in told
 
 
 def test_a_token_goes_before_a_password(pacs, tmp_path, monkeypatch, capsys):
