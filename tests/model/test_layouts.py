@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as safetensors_bytes
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
+from mu2llm.cli import main
 from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.model.convert import convert, load_vision_tower, revert
 from mu2llm.model.published import TOWER, UNUSED, check_whole, rename, translate_config
@@ -280,6 +281,13 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, published):
     source = write(tmp_path / "source", published)
     with pytest.raises(ValueError, match="one folder"):
         convert(source, tmp_path / "source", image_token_id=319)
+
+
+def test_a_file_is_not_taken_for_the_target(tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert main(["convert", str(GOLDEN), str(tmp_path / "taken"), "--volume-token-id", "319"]) == 2
+    assert "taken is a file where a folder is wanted: name another" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("token", [-1, 320])
