@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-# The names of mu2llm.data.ingest.READERS, which are not imported here: help is instant.
+# The names of mu2llm.data.ingest.READERS, and dicom; they are not imported here: help is instant.
 DATASETS = ("folder", "dicom", "ct-rate", "amos-mm", "abdomen-atlas", "m3d-cap", "phantom")
 
 # What prepare takes with --mode: settings of mu2llm.volume.prepare_frames.
@@ -24,10 +24,20 @@ def add(commands: Any) -> None:
     ingest = data.add_parser("ingest", help="check a dataset's CTs and reports and write Study records")
     ingest.add_argument("folder", nargs="?", help="the same as --root")
     ingest.add_argument("--dataset", default="folder", choices=DATASETS, help="its layout (default: folder)")
-    ingest.add_argument("--root", help="folder of the dataset, or s3://bucket/key (docs/data.md: layouts)")
+    ingest.add_argument(
+        "--root",
+        help="folder, s3://bucket/key, or of dicom dicomweb+https://host/path (docs/data.md: layouts)",
+    )
     ingest.add_argument("--out", required=True, help="folder for studies.jsonl, rejects.jsonl, ingest.json")
     ingest.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
     ingest.add_argument("--workers", type=int, help="processes that open volumes (default: one a core)")
+    ingest.add_argument(
+        "--scrub", choices=("on", "off"), help="names, dates … out of reports (default: on for folder, dicom)"
+    )
+    ingest.add_argument(
+        "--key-file", help="key of the pseudonyms (dicom; else MU2_DEID_KEY_FILE, MU2_DEID_KEY)"
+    )
+    ingest.add_argument("--reports", help="table of the reports (dicom from a DICOMweb server)")
     ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
     ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
     ingest.set_defaults(run=run_ingest)
@@ -80,7 +90,15 @@ def run_ingest(args: argparse.Namespace) -> None:
         raise ValueError("data ingest: give the dataset's folder once, as FOLDER or as --root")
     phantom = {name: getattr(args, name) for name in ("count", "preset") if getattr(args, name) is not None}
     summary = ingest(
-        args.dataset, args.folder or args.root, args.out, seed=args.seed, workers=args.workers, **phantom
+        args.dataset,
+        args.folder or args.root,
+        args.out,
+        seed=args.seed,
+        workers=args.workers,
+        scrub=None if args.scrub is None else args.scrub == "on",
+        key_file=args.key_file,
+        reports=args.reports,
+        **phantom,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import storage
+from mu2llm.data import privacy
 from mu2llm.data.abdomen_atlas import read_abdomen_atlas
 from mu2llm.data.amos_mm import read_amos_mm
 from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
-from mu2llm.data.dicom import read_dicom
+from mu2llm.data.dicom import read_dicom, remove_unused
+from mu2llm.data.dicomweb import is_server
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.pool import each
@@ -26,7 +29,6 @@ log = logging.getLogger(__name__)
 READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
     "folder": read_folder,
     "phantom": read_folder,
-    "dicom": read_dicom,
     "ct-rate": read_ct_rate,
     "amos-mm": read_amos_mm,
     "abdomen-atlas": read_abdomen_atlas,
@@ -41,38 +43,54 @@ def ingest(
     *,
     seed: int = 0,
     workers: int | None = None,
+    scrub: bool | None = None,
+    key_file: str | Path | None = None,
+    reports: str | Path | None = None,
     **phantom: Any,
 ) -> dict[str, Any]:
     """Reads a dataset and writes `out/studies.jsonl`, `out/rejects.jsonl` and `out/ingest.json`.
 
-    dataset: a name of `READERS`; docs/data.md shows the layout that each reads below `root`. Of "phantom"
-        `root` is filled first by `mu2llm.data.phantom.write_phantoms(root, **phantom, seed=seed)` (count,
-        preset), unless it holds phantoms and no `phantom` is given.
-    root: a local folder, or s3://bucket/key, which is copied to `out/source` first.
+    dataset: a name of `READERS`, or "dicom"; docs/data.md shows the layout that each reads below `root`. Of
+        "phantom" `root` is filled first by `mu2llm.data.phantom.write_phantoms(root, **phantom, seed=seed)`
+        (count, preset), unless it holds phantoms and no `phantom` is given.
+    root: a local folder, or s3://bucket/key, which is copied to `out/source` first; of "dicom" also a
+        DICOMweb server, dicomweb+https://host/path. Of "dicom" only what was de-identified comes into `out`.
     out: a local folder. Volumes of stored values are written into `out/volumes` in HU; others stay.
     seed: of the split by patient, where the dataset gives none.
     workers: processes that open volumes; all cores by default.
+    scrub: whether names, dates, telephone numbers and ids are taken out of the reports; by default those of
+        "folder" are, those of published datasets and phantoms are not, and those of "dicom" always are.
+    key_file: of "dicom", the key of the pseudonyms (`mu2llm.data.pseudonyms.read_key`).
+    reports: the table of reports for a DICOMweb server.
     Returns what ingest.json holds: counts of studies, patients, splits and rejects, and how often each
     finding stands in the labels (or, where there are none of a study, in its report).
     Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row.
     """
-    if dataset not in READERS:
-        raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}')
+    if dataset not in (*READERS, "dicom"):
+        raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}, dicom')
     if "://" in str(out):
         raise ValueError(f"{out}: ingest writes to a local folder; give one and copy it from there")
     if dataset == "phantom":
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
-    out = Path(out)
-    root = storage.fetch(root, out / "source")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: a file, not a folder with a dataset")
-    studies, rejects = READERS[dataset](root, seed=seed)
+    out, workers = Path(out), workers or os.cpu_count() or 1
+    if dataset == "dicom":
+        if scrub is False:
+            raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
+        studies, rejects = read_dicom(
+            root, out, seed=seed, workers=workers, key_file=key_file, reports=reports
+        )
+    else:
+        if key_file is not None or reports is not None:
+            raise ValueError(f'--key-file and --reports are for the "dicom" dataset, not for "{dataset}"')
+        studies, rejects = _read(dataset, root, out, seed, dataset == "folder" if scrub is None else scrub)
     check_splits(studies)
     total = len(studies)
     studies = list(_of_their_own_name(studies, rejects))
     studies = list(_check_all(studies, rejects, out / "volumes", workers))
+    if dataset == "dicom":
+        remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
     tell_rejects(rejects, out / "rejects.jsonl")
     if not studies:
@@ -87,6 +105,21 @@ def ingest(
             log.warning("ingest: no study in split %s; training and evaluation need all three", split)
     log.info("ingest: %d studies of %d volumes taken, %d rows rejected", len(studies), total, len(rejects))
     return summary
+
+
+def _read(
+    dataset: str, root: str | Path, out: Path, seed: int, scrub: bool
+) -> tuple[list[Study], list[Reject]]:
+    """What the dataset's reader finds below `root`, with scrubbed reports if so wanted."""
+    place = storage.fetch(root, out / "source")
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place}: a file, not a folder with a dataset")
+    studies, rejects = READERS[dataset](place, seed=seed)
+    if scrub:
+        privacy.scrub_all(studies, place, out)
+        if "://" in str(root):
+            (place / "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
+    return studies, rejects
 
 
 def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None:
@@ -144,9 +177,11 @@ def _found(studies: list[Study], copies: Path, workers: int | None) -> Iterator[
     return each(partial(check_volume_file, copies=copies), studies, workers)
 
 
-def _nothing_left(root: Path, out: Path, rejects: list[Reject]) -> str:
+def _nothing_left(root: str | Path, out: Path, rejects: list[Reject]) -> str:
     """Why no study is left, with the remedy."""
-    if all(name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)):
+    if not is_server(root) and all(
+        name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)
+    ):
         return (
             f"{root} holds no CT (.nii, .nii.gz, DICOM folder or zip); put the volumes beside reports.csv, "
             "or of a published dataset where docs/data.md shows them"
@@ -154,7 +189,8 @@ def _nothing_left(root: Path, out: Path, rejects: list[Reject]) -> str:
     if not rejects:
         return f"{root}: its table has no rows; write one row for each CT"
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
-    example = next(reject["volume"] for reject in rejects if reject["reason"] == reason)
+    first = next(reject for reject in rejects if reject["reason"] == reason)
+    example = first["volume"] or f"row {first['row']}"
     return (
         f"none of {len(rejects)} rows can be used; {count} times, as for {example}: {reason} "
         f"(all reasons: {out}/rejects.jsonl)"

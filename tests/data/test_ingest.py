@@ -202,4 +202,4 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, words, caus
 
 
 def test_the_command_offers_every_dataset():
-    assert set(DATASETS) == set(READERS)
+    assert set(DATASETS) == {*READERS, "dicom"}
