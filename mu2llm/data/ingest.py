@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mu2llm import storage
@@ -20,6 +21,7 @@ from mu2llm.data.dicomweb import is_server
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.pool import each
+from mu2llm.data.publish import publish, publish_rejects
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
 from mu2llm.data.tables import Reject, reject, tell_rejects
@@ -55,7 +57,8 @@ def ingest(
         (count, preset), unless it holds phantoms and no `phantom` is given.
     root: a local folder, or s3://bucket/key, which is copied to `out/source` first; of "dicom" also a
         DICOMweb server, dicomweb+https://host/path. Of "dicom" only what was de-identified comes into `out`.
-    out: a local folder. Volumes of stored values are written into `out/volumes` in HU; others stay.
+    out: a local folder, or s3://bucket/key, where all of it appears at the end. Volumes of stored values are
+        written into `out/volumes` in HU; others stay.
     seed: of the split by patient, where the dataset gives none.
     workers: processes that open volumes; all cores by default.
     scrub: whether names, dates, telephone numbers and ids are taken out of the reports; by default those of
@@ -68,13 +71,38 @@ def ingest(
     """
     if dataset not in (*READERS, "dicom"):
         raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}, dicom')
-    if "://" in str(out):
-        raise ValueError(f"{out}: ingest writes to a local folder; give one and copy it from there")
     if dataset == "phantom":
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
-    out, workers = Path(out), workers or os.cpu_count() or 1
+    options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
+    options |= {"key_file": key_file, "reports": reports}
+    out = str(out).rstrip("/") or "/"
+    if not storage.is_remote(out):
+        return _ingest(dataset, root, Path(out), out, **options)
+    with TemporaryDirectory() as folder:
+        try:
+            summary = _ingest(dataset, root, Path(folder), out, **options)
+        except ValueError:
+            publish_rejects(folder, out)
+            raise
+        publish(folder, out, str(root))
+    return summary
+
+
+def _ingest(
+    dataset: str,
+    root: str | Path,
+    out: Path,
+    shown: str,
+    *,
+    seed: int,
+    workers: int,
+    scrub: bool | None,
+    key_file: str | Path | None,
+    reports: str | Path | None,
+) -> dict[str, Any]:
+    """`ingest` into a local folder, which messages call `shown`."""
     if dataset == "dicom":
         if scrub is False:
             raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
@@ -92,9 +120,9 @@ def ingest(
     if dataset == "dicom":
         remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
-    tell_rejects(rejects, out / "rejects.jsonl")
+    tell_rejects(rejects, f"{shown}/rejects.jsonl")
     if not studies:
-        raise ValueError(_nothing_left(root, out, rejects))
+        raise ValueError(_nothing_left(root, shown, rejects))
     for study in studies:
         study.dataset = dataset
     write_jsonl(out / "studies.jsonl", studies)
@@ -177,7 +205,7 @@ def _found(studies: list[Study], copies: Path, workers: int | None) -> Iterator[
     return each(partial(check_volume_file, copies=copies), studies, workers)
 
 
-def _nothing_left(root: str | Path, out: Path, rejects: list[Reject]) -> str:
+def _nothing_left(root: str | Path, out: str, rejects: list[Reject]) -> str:
     """Why no study is left, with the remedy."""
     if not is_server(root) and all(
         name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)

@@ -98,6 +98,20 @@ def test_bad_studies_among_many_are_rejected_by_name(tmp_path, workers, caplog):
     assert "nodule" not in caplog.text, "no report text in the log"
 
 
+def test_rejects_are_counted_and_shown_with_the_file_that_has_them_all(tmp_path, capsys, caplog):
+    rows = dataset(tmp_path / "set", 9)
+    for i in (1, 3, 5, 6):
+        (tmp_path / "set" / f"ct{i}.nii.gz").write_bytes(b"not a CT")
+    rows[8] = 'ct8.nii.gz,""'
+    reports(tmp_path / "set", rows)
+    assert main(["data", "ingest", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 0
+    told = caplog.text
+    assert f"5 rejected, all of them in {tmp_path}/out/rejects.jsonl:" in told
+    assert "ct8.nii.gz: the report is empty" in told
+    assert told.count("not a NIfTI file") == 2
+    assert "and 2 more" in told
+
+
 def test_folder_without_cts(tmp_path):
     (tmp_path / "set").mkdir()
     reports(tmp_path / "set", ["ct0.nii.gz,Clear."])
@@ -183,7 +197,7 @@ def test_the_command_makes_phantoms_and_takes_those_that_are_there(tmp_path, cap
         (("--out", "{tmp}/out"), "give the dataset's folder once"),
         (("{tmp}", "--root", "{tmp}", "--out", "{tmp}/out"), "give the dataset's folder once"),
         (("{tmp}", "--count", "3", "--out", "{tmp}/out"), 'count: only the "phantom" dataset takes it'),
-        (("{tmp}", "--out", "s3://bucket/out"), "s3://bucket/out: ingest writes to a local folder"),
+        (("{tmp}", "--out", "gs://bucket/out"), "gs://bucket/out: gs:// is not read"),
         (("{tmp}/a.csv", "--out", "{tmp}/out"), "a.csv: a file, not a folder"),
         (("{tmp}", "--dataset", "mimic", "--out", "{tmp}/out"), "mimic"),
         (("{tmp}", "--dataset", "ct-rate", "--out", "{tmp}/out"), "into which CT-RATE was downloaded"),
