@@ -41,6 +41,9 @@ def add(commands: Any) -> None:
     ingest.add_argument("--reports", help="table of the reports (dicom from a DICOMweb server)")
     ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
     ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
+    ingest.add_argument(
+        "--allow-gaps", action="store_true", help="fill in missing slices of DICOM series by interpolation"
+    )
     ingest.set_defaults(run=run_ingest)
 
     prepare = data.add_parser("prepare", help="make the frames that a model reads, once, with all cores")
@@ -99,6 +102,7 @@ def run_ingest(args: argparse.Namespace) -> None:
         scrub=None if args.scrub is None else args.scrub == "on",
         key_file=args.key_file,
         reports=args.reports,
+        allow_gaps=args.allow_gaps,
         **phantom,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))

@@ -48,6 +48,7 @@ def ingest(
     scrub: bool | None = None,
     key_file: str | Path | None = None,
     reports: str | Path | None = None,
+    allow_gaps: bool = False,
     **phantom: Any,
 ) -> dict[str, Any]:
     """Reads a dataset and writes `out/studies.jsonl`, `out/rejects.jsonl` and `out/ingest.json`.
@@ -65,6 +66,8 @@ def ingest(
         "folder" are, those of published datasets and phantoms are not, and those of "dicom" always are.
     key_file: of "dicom", the key of the pseudonyms (`mu2llm.data.pseudonyms.read_key`).
     reports: the table of reports for a DICOMweb server.
+    allow_gaps: DICOM series with missing or unevenly spaced slices are resampled and written into
+        `out/volumes`, in place of being rejected; `meta["filled"]` says so.
     Returns what ingest.json holds: counts of studies, patients, splits and rejects, and how often each
     finding stands in the labels (or, where there are none of a study, in its report).
     Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row.
@@ -76,7 +79,7 @@ def ingest(
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
     options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
-    options |= {"key_file": key_file, "reports": reports}
+    options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
     out = str(out).rstrip("/") or "/"
     if not storage.is_remote(out):
         return _ingest(dataset, root, Path(out), out, **options)
@@ -101,6 +104,7 @@ def _ingest(
     scrub: bool | None,
     key_file: str | Path | None,
     reports: str | Path | None,
+    allow_gaps: bool,
 ) -> dict[str, Any]:
     """`ingest` into a local folder, which messages call `shown`."""
     if dataset == "dicom":
@@ -116,7 +120,7 @@ def _ingest(
     check_splits(studies)
     total = len(studies)
     studies = list(_of_their_own_name(studies, rejects))
-    studies = list(_check_all(studies, rejects, out / "volumes", workers))
+    studies = list(_check_all(studies, rejects, out / "volumes", workers, allow_gaps))
     if dataset == "dicom":
         remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
@@ -175,18 +179,20 @@ def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[
 
 
 def _check_all(
-    studies: list[Study], rejects: list[Reject], copies: Path, workers: int | None
+    studies: list[Study], rejects: list[Reject], copies: Path, workers: int, allow_gaps: bool
 ) -> Iterator[Study]:
     """Yields the studies whose volume is sound, with what was found in `meta`; the others go to `rejects`."""
     first: dict[str, Study] = {}  # by the hash of the voxels
-    for done, (study, found) in enumerate(zip(studies, _found(studies, copies, workers), strict=True), 1):
+    check = partial(check_volume_file, copies=copies, allow_gaps=allow_gaps)
+    for done, (study, found) in enumerate(zip(studies, each(check, studies, workers), strict=True), 1):
         reason, copy = found.pop("reason", None), found.pop("copy", None)
         if reason is None and first.setdefault(found["sha256"], study) is not study:
             reason = _same_voxels(study, first[found["sha256"]])
         if reason is None:
             study.meta |= found
-            if copy:
-                study.meta["stored_volume"], study.volume, study.intensity = study.volume, copy, "hu"
+            if copy and study.intensity == "stored":
+                study.meta["stored_volume"], study.intensity = study.volume, "hu"
+            study.volume = copy or study.volume
             yield study
         else:
             if copy:
@@ -199,10 +205,6 @@ def _check_all(
 def _same_voxels(study: Study, first: Study) -> str:
     where = "" if study.split == first.split else f", which is in {first.split}, not {study.split}"
     return f"the same voxels as study {first.study_id}{where}; list each CT once"
-
-
-def _found(studies: list[Study], copies: Path, workers: int | None) -> Iterator[dict[str, Any]]:
-    return each(partial(check_volume_file, copies=copies), studies, workers)
 
 
 def _nothing_left(root: str | Path, out: str, rejects: list[Reject]) -> str:

@@ -163,6 +163,35 @@ def test_dicom_folders_and_real_cts(tmp_path):
     assert shapes == [[512, 512, 20], [122, 101, 112]]
 
 
+@pytest.mark.parametrize("kind", ["folder", "dicom"])
+def test_series_with_gaps_are_filled_in_on_request_and_read_like_any_other(tmp_path, monkeypatch, kind):
+    from mu2llm.volume import load_volume
+    from tests.dicom_series import write_series
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    root = tmp_path / "set"
+    for name, left_out in (("whole", ()), ("gap", (4,))):
+        uid = f"1.2.{len(name)}"
+
+        def change(i, ds, left_out=left_out, uid=uid):
+            ds.SeriesInstanceUID = uid
+            pixels = np.frombuffer(ds.PixelData, np.uint16) + int(uid[-1])  # or the two would be one CT
+            ds.PixelData = pixels.astype(np.uint16).tobytes()
+            return None if i in left_out else ds
+
+        write_series(root / name, change)
+    reports(root, ["whole,Clear lungs.", "gap,Clear lungs."])
+    assert ingest(kind, root, tmp_path / "strict")["rejects"] == 1
+    words = ["data", "ingest", str(root), "--dataset", kind, "--out", str(tmp_path / "out"), "--allow-gaps"]
+    assert main(words) == 0
+    studies = list(read_jsonl(tmp_path / "out" / "studies.jsonl", Study))
+    (filled,) = [study for study in studies if "filled" in study.meta]
+    assert len(studies) == 2
+    assert filled.meta["filled"] == "1 of 8 slices interpolated, the widest gap 5.00 mm"
+    assert "stored_volume" not in filled.meta
+    assert load_volume(filled.volume).array.shape == (20, 16, 8)
+
+
 def test_phantoms_go_the_same_way_as_a_hospitals_data(tmp_path):
     summary = ingest("phantom", tmp_path / "set", tmp_path / "out", count=12, preset="demo", seed=1)
     assert (summary["dataset"], summary["studies"], summary["labelled"]) == ("phantom", 12, 12)
