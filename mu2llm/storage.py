@@ -57,12 +57,17 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 def list_files(uri: str | Path) -> list[str]:
     """URIs of all files below a folder, sorted; empty when there is none."""
+    return sorted(list_sizes(uri))
+
+
+def list_sizes(uri: str | Path) -> dict[str, int]:
+    """Bytes of every file below a folder, by its URI."""
     if not _remote(uri):
-        return sorted(str(path) for path in Path(uri).rglob("*") if path.is_file())
+        return {str(path): path.stat().st_size for path in Path(uri).rglob("*") if path.is_file()}
     with _named(uri) as (client, bucket, key):
         prefix = f"{key.rstrip('/')}/" if key else ""
         found = client.list_objects(bucket, prefix=prefix, recursive=True)
-        return sorted(f"s3://{bucket}/{item.object_name}" for item in found if not item.is_dir)
+        return {f"s3://{bucket}/{item.object_name}": item.size for item in found if not item.is_dir}
 
 
 def fetch(uri: str | Path, folder: str | Path) -> Path:
