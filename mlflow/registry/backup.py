@@ -30,7 +30,8 @@ def backup(database: str, artifacts: str, folder: str | Path, *, keep: int = KEP
     """Copies database and artifacts into `folder`; returns the record that was written.
 
     Args:
-        database: MLflow's backend store, `sqlite:///path` or `postgresql://…` (pg_dump must be on PATH).
+        database: MLflow's backend store, `sqlite:///path` or `postgresql://…` (by pg_dump, which must not be
+            older than the server), or a file that `pg_dump --format=custom` has just written.
         artifacts: MLflow's artifacts destination, a folder or s3:// address.
         folder: of all backups; best on another machine's disk.
         keep: so many states of the database stay, the oldest go. Artifacts always stay.
@@ -56,12 +57,13 @@ def backup(database: str, artifacts: str, folder: str | Path, *, keep: int = KEP
     return record
 
 
-def restore(record: str | Path, database: str, artifacts: str) -> int:
+def restore(record: str | Path, database: str | None, artifacts: str) -> int:
     """Puts a backup's database and artifacts where there are none; returns the number of artifacts.
 
     Args:
         record: the backup's <time>.json.
-        database, artifacts: as for `backup`; both must be empty: nothing is overwritten.
+        database, artifacts: as for `backup`; both must be empty: nothing is overwritten. None: the artifacts
+            alone, where pg_restore is run apart.
 
     Everything is checked before anything is written: `ValueError` names what is missing or has changed.
     """
@@ -77,7 +79,8 @@ def restore(record: str | Path, database: str, artifacts: str) -> int:
     artifacts = _folder(artifacts)
     if there := storage.list_files(artifacts):
         raise ValueError(f"{artifacts} is not empty ({there[0]}): restore to an empty place")
-    _load(dump, database)
+    if database:
+        _load(dump, database)
     for name in state["artifacts"]:
         storage.push(record.parent / "artifacts" / name, f"{artifacts}/{name}")
     return len(state["artifacts"])
@@ -115,6 +118,9 @@ def _dump(database: str, target: Path) -> None:
             raise FileNotFoundError(f"{source}: no such database")
         with sqlite3.connect(source) as live, sqlite3.connect(target) as copy:
             live.backup(copy)
+        return
+    if "://" not in database:
+        shutil.copyfile(database, target)
         return
     _postgres("pg_dump", "--format=custom", f"--file={target}", "--dbname", _plain(database))
 

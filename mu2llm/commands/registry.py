@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     saved.set_defaults(run=run_backup)
     restored = verbs.add_parser("restore", help="put a backup where nothing is")
     restored.add_argument("record", type=Path, help="the backup's <time>.json")
+    restored.add_argument("--artifacts-only", action="store_true", help="where pg_restore is run apart")
     restored.set_defaults(run=run_restore)
     for verb in (saved, restored):
         verb.add_argument("--database", help="MLflow's backend store (default: MLFLOW_BACKEND_STORE_URI)")
@@ -132,7 +133,8 @@ def run_backup(args: argparse.Namespace) -> None:
 def run_restore(args: argparse.Namespace) -> None:
     from mu2llm.registry.backup import restore
 
-    print(f"the database and {restore(args.record, _database(args), args.artifacts)} artifacts are restored")
+    count = restore(args.record, None if args.artifacts_only else _database(args), args.artifacts)
+    print(f"{'' if args.artifacts_only else 'the database and '}{count} artifacts are restored")
 
 
 def _database(args: argparse.Namespace) -> str:

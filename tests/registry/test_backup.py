@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -144,24 +145,21 @@ def listens(port: int) -> Callable[[], bool]:
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an empty database on a real server."""
     pytest.importorskip("psycopg2", reason="no psycopg2: pip install 'mu2llm[server]'")
     if not POSTGRES or os.geteuid() != 0:
         pytest.skip("no PostgreSQL here (Debian: postgresql), or not root, who starts it as its user")
-    root, port = tmp_path_factory.mktemp("postgres"), free_port()
-    for parent in (root, *root.parents[:2]):
-        parent.chmod(0o755)
-    shutil.chown(root, "postgres")
     monkeypatch.setenv("PATH", f"{POSTGRES[-1]}:{os.environ['PATH']}")
-    as_user = {"user": "postgres", "cwd": root, "env": {"PATH": os.environ["PATH"]}}
-    subprocess.run(
-        ["initdb", "--auth=trust", "--pgdata", str(root / "data")],
-        check=True, stdout=subprocess.DEVNULL, **as_user,
-    )  # fmt: skip
-    command = ["postgres", "-D", str(root / "data"), "-p", str(port), "-k", str(root), "-h", "127.0.0.1"]
-    with running(command, listens(port), **as_user):
-        yield f"postgresql+psycopg2://postgres:unused@127.0.0.1:{port}"
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="mu2-postgres-") as root:  # pytest's own is closed to other users
+        shutil.chown(root, "postgres")
+        as_user = {"user": "postgres", "cwd": root, "env": {"PATH": os.environ["PATH"]}}
+        command = ["initdb", "--auth=trust", "--pgdata", f"{root}/data"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **as_user)
+        command = ["postgres", "-D", f"{root}/data", "-p", str(port), "-k", root, "-h", "127.0.0.1"]
+        with running(command, listens(port), **as_user):
+            yield f"postgresql+psycopg2://postgres:unused@127.0.0.1:{port}"
 
 
 @pytest.mark.slow
