@@ -68,7 +68,7 @@ def each_file(uri: str | Path) -> Iterator[str]:
 def each_size(uri: str | Path) -> Iterator[tuple[str, int]]:
     """As `each_file`, each with its bytes."""
     if not is_remote(uri):
-        yield from ((file, os.stat(file).st_size) for file in _walk(str(uri)))
+        yield from ((file, Path(file).stat().st_size) for file in _walk(str(uri)))
         return
     with named(uri) as (client, bucket, key):
         prefix = f"{key.rstrip('/')}/" if key else ""
