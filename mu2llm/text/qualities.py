@@ -30,7 +30,9 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
         side = next((row.spans[i - 1].value for i in mention.sites if row.codes[i - 1 : i] == "s"), "")
     own = [*before, *after]
     codes, spans = row.codes, row.spans
-    sizes = [spans[i].value for i in own if codes[i] == "#" and codes[max(i - 1, 0)] != "p"]
+    sizes = [size for i in own if (size := _size(row, i))]
+    if not sizes and site_in_lead:  # "the aorta measures 4.5 cm and is dilated"
+        sizes = [spans[i].value for i in lead if codes[i] == "#" and codes[max(i - 1, 0)] in "VP"][:1]
     severities = [spans[i].value for i in own if codes[i] == "g"]
     attributes = [spans[i].value for i in own if codes[i] == "a"]
     if codes[mention.at] == "H" and "attribute" in lexicon().heads[spans[mention.at].value]:
@@ -83,6 +85,17 @@ def _side_of_place(row: Row, i: int, name: str) -> str:
     return _SIDE_OF.get(name, "")
 
 
+def _size(row: Row, i: int) -> tuple[float, ...]:
+    """The size that span i tells of now; of "from 5 mm to 9 mm" the last, of "previously 5 mm" none."""
+    span = row.spans[i]
+    if span.code != "#":
+        return ()
+    if not i or row.codes[i - 1] != "p":
+        return tuple(span.value)
+    grown = str(row.spans[i - 1].value).endswith("from") and " to " in row.text[span.start : span.end]
+    return tuple(span.value[-1:]) if grown else ()
+
+
 def _after(row: Row, mentions: list[Mention], mention: Mention) -> range:
     """The words behind a mention; of a list ("nodule and mass in the left lung") those behind its last."""
     following = next((m for m in mentions if m.at > mention.at), None)
@@ -100,12 +113,16 @@ def _status(row: Row, mentions: list[Mention], mention: Mention) -> str:
     begin, end = row.bounds(mention.clause)
     before, after = row.codes[begin : mention.at], row.codes[mention.at + 1 : end]
     denied = "N" in before or "M" in after
-    if "U" in before or "W" in after:
+    if "U" in before or "W" in after or "v" in row.codes[max(begin, mention.at - 1) : mention.at + 2]:
+        return "uncertain"
+    if after[:1] == "?" or ("v" in before and "," not in before):
         return "uncertain"
     for i in range(begin, end):
         if row.codes[i] != "B":
             continue
         # "likely pneumonia" holds for what follows; "pneumonia is likely" for what precedes.
+        if row.codes[i - 1] == "," and row.codes[i + 1 : i + 2] in ("w", "a"):
+            continue  # "effusion, likely physiologic": the effusion is sure
         looks_ahead = any(i < other.at < end for other in mentions)
         if (i < mention.at) if looks_ahead else (i > mention.at):
             return "absent" if denied else "uncertain"

@@ -52,6 +52,8 @@ def _split(text: str) -> tuple[Sentence, ...]:
                 continue
         elif stop.group()[0] == "." and not _is_full_stop(text, begin, stop.start()):
             continue
+        elif stop.group() == "?)" and "(" in text[begin : stop.start()]:
+            continue  # "(cyst?)"
         _add(sentences, text, begin, stop.end())
         begin = stop.end()
     _add(sentences, text, begin, len(text))
