@@ -51,6 +51,15 @@ def add(commands: Any) -> None:
     build.add_argument("--judge-model", default="", help="the judge's model (default: the writer's)")
     build.add_argument("--concurrency", type=int, default=16, help="requests at once (default: 16)")
     build.add_argument("--timeout", type=float, default=300.0, help="seconds until an answer is late (300)")
+    build.add_argument(
+        "--stages",
+        default="",
+        help="run only these, which follow one another: questions,answers,screen,refine,narrative",
+    )
+    build.add_argument("--languages", default="en", help="of the samples: en, or en,zh with an endpoint")
+    build.add_argument(
+        "--most-alike", type=int, default=1000, help="of the same question and answer, keep so many (0: all)"
+    )
     build.set_defaults(run=run_corpus)
 
 
@@ -91,5 +100,8 @@ def run_corpus(args: argparse.Namespace) -> None:
         judge_model=args.judge_model,
         concurrency=args.concurrency,
         asking={"timeout": args.timeout},
+        stages=args.stages,
+        languages=args.languages,
+        most_alike=args.most_alike,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))

@@ -11,12 +11,15 @@ from mu2llm.corpus.evidence import Evidence
 from mu2llm.corpus.language import is_english_prose
 from mu2llm.corpus.narrative import compose, in_anatomical_order, no_follow_up
 from mu2llm.corpus.prompts import Prompt, load_prompts, numbered
+from mu2llm.corpus.providers import STAGES
 from mu2llm.corpus.questions import Question
+from mu2llm.corpus.translation import LANGUAGES, rendering_faults
 from mu2llm.llm.client import Answers, Asking, Client, Unanswered, endpoint_url
 
 _TASKS = {
     "vqa": ("questions", "answer", "judge", "refine"),
     "narrative": ("questions", "answer", "judge", "refine", "narrative"),  # it is told what was answered
+    "translation": ("translate",),
 }
 _SECTIONS = ("findings", "impression", "follow_up")
 _STRAY_MARK = re.compile(r"\[\s*S?\d+[^\]]*\]")
@@ -25,7 +28,8 @@ _STRAY_MARK = re.compile(r"\[\s*S?\d+[^\]]*\]")
 class Endpoint:
     """`writer` writes, `judge` judges what it wrote; `rules` tells how the report samples are made."""
 
-    def __init__(self, writer: Client, judge: Client, rules: dict[str, str]):
+    def __init__(self, writer: Client, judge: Client, rules: dict[str, str], translates: bool = False):
+        self._used = {*_TASKS["narrative"], *(_TASKS["translation"] if translates else ())}
         self._writer, self._judge, self._rules = writer, judge, rules
         self._prompts = load_prompts()
 
@@ -35,9 +39,21 @@ class Endpoint:
             "provider": "endpoint",
             "model": self._writer.model,
             "judge": self._judge.model,
-            "prompts": {name: prompt.version for name, prompt in self._prompts.items()},
+            "prompts": {name: prompt.version for name, prompt in self._prompts.items() if name in self._used},
             "asking": self._writer.asking.content(),
         }
+
+    def versions(self) -> dict[str, Any]:
+        told = {}
+        for stage, name in zip(STAGES, (*_TASKS["narrative"], "translate"), strict=True):
+            asked = self._judge if name == "judge" else self._writer
+            told[stage] = {
+                "rules": self._rules,
+                "model": asked.model,
+                "prompt": self._prompts[name].version,
+                "asking": asked.asking.content(),
+            }
+        return told
 
     def provenance(self, task: str) -> dict[str, str]:
         if task == "report":
@@ -116,6 +132,24 @@ class Endpoint:
             if unsound.issuperset(section):  # a narrative without one of its parts is none
                 raise Unanswered(f"citation: no sentence of {name} is borne out by what it cites")
         return text, left_out
+
+    def translate(self, sentences: list[str], language: str) -> list[str]:
+        prompt = self._prompts["translate"]
+        flat = [_flat(sentence) for sentence in sentences]
+
+        def check(value: dict[str, list[str]]) -> str:
+            said = value["sentences"]
+            if len(said) != len(flat):
+                return f"translation: {len(flat)} sentences have become {len(said)}"
+            for number, pair in enumerate(zip(flat, said, strict=True), 1):
+                faults = rendering_faults(*pair, language)
+                if faults:
+                    return f"translation: in sentence {number}, {faults[0]}"
+            return ""
+
+        messages = prompt.messages(sentences=flat, language=LANGUAGES[language])
+        value = self._writer.complete(messages, prompt.schema, check)
+        return [_flat(sentence) for sentence in value["sentences"]]
 
 
 def connect(
