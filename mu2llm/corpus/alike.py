@@ -15,8 +15,8 @@ from mu2llm.corpus.citations import without_marks
 from mu2llm.corpus.support import Facts, read
 from mu2llm.text.words import lemma
 
-# Two drafts of one study on one aspect are alike when so much of their words is shared (Dice), in question and
-# answer, and the answers say the same: findings, sides, numbers. On different aspects all must be shared.
+# Two drafts of one study on one aspect are alike when so much of their words is shared (Dice), in question
+# and answer, and the answers say the same: findings, sides, numbers. On different aspects all must be shared.
 ALIKE = 0.75
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)?|[^\W\d_]+")

@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def build_corpus(
     asking: Asking | dict[str, Any] | None = None,
     stages: str | Sequence[str] = "",
     languages: str = "en",
-    most_alike: int = 1000,
+    most_alike: int = 5000,
 ) -> dict[str, Any]:
     """Runs the five stages over every study of `studies` (Study records; the volumes are not opened).
 
@@ -69,8 +69,9 @@ def build_corpus(
     with ExitStack() as files:
         folder = files.enter_context(local_folder(out))
         path = fetched(studies, files)
+        tasks = ("narrative", "translation") if others else ("narrative",)
         provider, clients, workers = open_provider(
-            llm, model, judge_llm, judge_model, concurrency, asking, folder, files, bool(others)
+            llm, model, judge_llm, judge_model, concurrency, asking, folder, files, tasks
         )
         chain = Chain(folder / "stages", provider, wanted, files, others)
         count = 0
@@ -92,7 +93,10 @@ def build_corpus(
             log.info("corpus: %s", spent(clients))
         if wanted[-1] != ("translation" if others else "narrative"):
             return _stage_summary(chain, path, wanted)
-        summary = _write_corpus(chain, path, folder, crowd, spoken, provider.describe(), bool(clients))
+        about = {"languages": list(spoken), **provider.describe()}
+        summary = write_corpus(
+            lambda study: _whole(chain, study, spoken), path, folder, crowd, about, bool(clients)
+        )
     log.info(
         "corpus: %d samples of %d studies, %d dropped",
         summary["samples"],
@@ -102,12 +106,11 @@ def build_corpus(
     return summary
 
 
-def _write_corpus(
-    chain: Chain,
+def write_corpus(
+    made_of: Callable[[Study], dict[str, Any]],
     path: Path,
     folder: Path,
     crowd: Crowd,
-    languages: tuple[str, ...],
     about: dict[str, Any],
     costs: bool,
 ) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _write_corpus(
 
         def samples() -> Iterator[dict[str, Any]]:
             for study in each_study(path):
-                made = _whole(chain, study, languages)
+                made = made_of(study)
                 kept, lost = [], made["drops"]
                 for sample, keep in crowd.thin(made["samples"]):
                     if keep:
@@ -134,7 +137,6 @@ def _write_corpus(
         write_jsonl(folder / "samples.jsonl", samples())
         drops.seek(0)
         write_jsonl(folder / "drops.jsonl", (json.loads(line) for line in drops))
-    about = {"languages": list(languages), **about}
     summary = told.result(crowd, about, cost(folder) if costs else None)
     if summary.get("open"):
         log.warning(
@@ -188,7 +190,7 @@ def open_provider(
     asking: Asking | dict[str, Any] | None,
     folder: Path,
     files: ExitStack,
-    translates: bool = False,
+    tasks: Sequence[str],
 ) -> tuple[Provider, tuple[Client, ...], int]:
     """The provider, its clients, and how many threads keep it busy."""
     rules = {"provider": "rules", "model": "rules", "prompt_version": rules_version()}
@@ -200,7 +202,7 @@ def open_provider(
     asked = asking if isinstance(asking, Asking) else Asking(**(asking or {}))
     clients = connect(llm, model, judge_llm, judge_model, concurrency, asked, answers)
     # A few more than requests are let through: while some read and check, the others keep it busy.
-    provider: Provider = Endpoint(*clients, rules, translates)
+    provider: Provider = Endpoint(*clients, rules, tasks)
     return provider, clients, concurrency + concurrency // 4 + 1
 
 

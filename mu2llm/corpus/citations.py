@@ -97,7 +97,9 @@ def verify(sample: dict[str, Any]) -> list[str]:
     language = (sample.get("provenance") or {}).get("language", "en")
     if language != "en":
         return found + _translation_faults(sample, claims, texts, language)
-    if sample.get("task") == "report":
+    if (sample.get("provenance") or {}).get("stage") == "rewrite":
+        found += kept_faults(claims, texts)
+    elif sample.get("task") == "report":
         quotes = {_flat(str(item.get("text", ""))) for item in evidence}
         answer = split(sample.get("answer", ""))
         found += [
@@ -154,6 +156,18 @@ def claim_faults(claim: Claim, texts: dict[str, str]) -> list[str]:
     cited = tuple(texts[one] for one in claim.ids)
     idle = [one for one in claim.ids if not support.bears_on(claim.text, texts[one])]
     return [*support.faults(claim.text, cited), *(f"{one} does not bear on the claim" for one in idle)]
+
+
+def kept_faults(claims: Sequence[Claim], texts: dict[str, str]) -> list[str]:
+    """What a rewritten report loses: sentences that nothing cites, or that what cites them does not say."""
+    found = []
+    for name, text in texts.items():
+        citing = tuple(claim.text for claim in claims if name in claim.ids)
+        if not citing:
+            found.append(f"{name} is left out")
+        else:
+            found += [f"of {name} is lost: {fault}" for fault in support.faults(text, citing)]
+    return found
 
 
 @dataclass

@@ -15,7 +15,7 @@ import yaml
 
 from mu2llm.corpus.evidence import Evidence
 
-NAMES = ("questions", "answer", "judge", "refine", "narrative", "translate")
+NAMES = ("questions", "answer", "judge", "refine", "narrative", "translate", "rewrite")
 FOLDER = Path(__file__).parent / "prompts"
 
 

@@ -8,6 +8,7 @@ from mu2llm.corpus.answers import Draft, answer
 from mu2llm.corpus.evidence import Evidence
 from mu2llm.corpus.questions import Question
 from mu2llm.corpus.refine import refine
+from mu2llm.corpus.rewriting import reword
 
 STAGES = ("questions", "answers", "screen", "refine", "narrative", "translation")
 
@@ -40,7 +41,10 @@ class Provider(Protocol):
         """What corpus.json says of it."""
 
     def versions(self) -> dict[str, Any]:
-        """For each stage, what its results depend on beside the report and the earlier stages."""
+        """For each stage and job, what it depends on beside the report and the earlier stages."""
+
+    def rewrite(self, evidence: Evidence, number: int) -> dict[str, list[str]]:
+        """Version `number` of the report in other words: marked lines, {"findings", "impression"}."""
 
     def translate(self, sentences: list[str], language: str) -> list[str]:
         """The sentences of one text in another language, one for one, each checked against its original."""
@@ -74,7 +78,10 @@ class Rules:
         return self.made
 
     def versions(self) -> dict[str, Any]:
-        return dict.fromkeys(STAGES, self.made)
+        return dict.fromkeys((*STAGES, "rewrite"), self.made)
+
+    def rewrite(self, evidence: Evidence, number: int) -> dict[str, list[str]]:
+        return reword(evidence, number)
 
     def translate(self, sentences: list[str], language: str) -> list[str]:
         raise ValueError("the rules provider cannot translate: name an endpoint (--llm URL --model NAME)")

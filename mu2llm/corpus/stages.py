@@ -269,11 +269,16 @@ def _passed(items: list[Item]) -> dict[str, int]:
 
 def _translation(case: Case, provider: Provider) -> Made:
     """{"samples", "drops", "made"}: the kept samples in the other languages."""
-    made: Made = {"study_id": case.study.study_id, "samples": [], "drops": [], "made": 0, "open": 0}
-    for language in case.languages:
-        for sample in case.result["samples"]:
+    return {"study_id": case.study.study_id} | translated(case.result["samples"], case.languages, provider)
+
+
+def translated(samples: list[dict[str, Any]], languages: tuple[str, ...], provider: Provider) -> Made:
+    """{"samples", "drops", "made", "open"}: the samples in other languages, each sentence checked."""
+    made: Made = {"samples": [], "drops": [], "made": 0, "open": 0}
+    for language in languages:
+        for sample in samples:
             made["made"] += 1
-            about = (case.study.study_id, sample["task"], sample["question"])
+            about = (sample["study_id"], sample["task"], sample["question"])
             try:
                 said = translate_sample(sample, language, partial(provider.translate, language=language))
             except Unanswered as error:
@@ -283,7 +288,7 @@ def _translation(case: Case, provider: Provider) -> Made:
             told = {"stage": "translation", "language": language, "original": sample["sample_id"]}
             said["provenance"] = sample["provenance"] | provider.provenance("translation") | told
             said["sample_id"] = sample_id(said)
-            faults = verify(said)
+            faults = [f"translation: {fault}" for fault in verify(said)]
             if faults:
                 made["drops"].append(dropped(*about, faults, language, "translation"))
             else:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 # What carries the work, and changes no result of the rules; prompts have versions of their own.
 _MACHINERY = {
-    "build.py", "card.py", "chain.py", "endpoint.py", "language.py", "prompts.py", "summary.py", "version.py",
+    "build.py", "card.py", "chain.py", "endpoint.py", "jobs.py", "language.py", "prompts.py", "summary.py",
+    "version.py",
 }  # fmt: skip
 
 

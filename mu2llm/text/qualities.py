@@ -115,7 +115,7 @@ def _status(row: Row, mentions: list[Mention], mention: Mention) -> str:
     denied = "N" in before or "M" in after
     if "U" in before or "W" in after or "v" in row.codes[max(begin, mention.at - 1) : mention.at + 2]:
         return "uncertain"
-    if after[:1] == "?" or ("v" in before and "," not in before):
+    if after[:2] == "?)" or ("v" in before and "," not in before):
         return "uncertain"
     for i in range(begin, end):
         if row.codes[i] != "B":
