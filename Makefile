@@ -16,6 +16,9 @@ IMAGES := base train triton
 # An image's base is replaced by <image>_BASE, pip's settings are given with PIP_CONF, a file that no layer keeps:
 #   make images IMAGES=base base_BASE=our/python:3.12 PIP_CONF=/etc/pip.conf
 PIP_CONF ?=
+# The client, and more options for `docker build`: make images DOCKER=/usr/bin/docker BUILD_OPTIONS=--network=host
+DOCKER ?= docker
+BUILD_OPTIONS ?=
 comma := ,
 
 setup: $(READY)
@@ -67,7 +70,7 @@ images:
 	@mkdir -p wheels
 	@for image in $(IMAGES); do \
 		case $$image in base) base='$(base_BASE)';; train) base='$(train_BASE)';; triton) base='$(triton_BASE)';; esac; \
-		DOCKER_BUILDKIT=1 docker build --file images/$$image/Dockerfile --tag mu2llm/$$image:$(VERSION) \
+		DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_OPTIONS) --file images/$$image/Dockerfile --tag mu2llm/$$image:$(VERSION) \
 			$${base:+--build-arg BASE_IMAGE=$$base} $(if $(PIP_CONF),--secret 'id=pip$(comma)src=$(PIP_CONF)') \
 			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; \
 	done

@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     args = parse([word for word in words if word != "--debug"])
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars over loaded tensors
     if debug:
         os.environ["MU2_DEBUG"] = "1"  # for the processes of pipeline steps
     try:

@@ -23,7 +23,7 @@ _ABSENT = {"NoSuchKey", "NoSuchBucket", "NoSuchObject", "ResourceNotFound"}
 
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there; of S3, whether an object is, or any below the key."""
-    if not _remote(uri):
+    if not is_remote(uri):
         return Path(uri).exists()
     with _named(uri) as (client, bucket, key):
         found = client.list_objects(bucket, prefix=key)  # by delimiter: the key itself comes, or its folder
@@ -32,7 +32,7 @@ def exists(uri: str | Path) -> bool:
 
 def read_bytes(uri: str | Path) -> bytes:
     """The whole content of one file or object."""
-    if not _remote(uri):
+    if not is_remote(uri):
         return Path(uri).read_bytes()
     with _named(uri) as (client, bucket, key):
         response = client.get_object(bucket, key)
@@ -45,7 +45,7 @@ def read_bytes(uri: str | Path) -> bytes:
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Writes one file or object, whole or not at all; folders are made as needed."""
-    if not _remote(uri):
+    if not is_remote(uri):
         with _whole(Path(uri)) as temporary, temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -57,7 +57,7 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
 
 def list_files(uri: str | Path) -> list[str]:
     """URIs of all files below a folder, sorted; empty when there is none."""
-    if not _remote(uri):
+    if not is_remote(uri):
         return sorted(str(path) for path in Path(uri).rglob("*") if path.is_file())
     with _named(uri) as (client, bucket, key):
         prefix = f"{key.rstrip('/')}/" if key else ""
@@ -65,9 +65,27 @@ def list_files(uri: str | Path) -> list[str]:
         return sorted(f"s3://{bucket}/{item.object_name}" for item in found if not item.is_dir)
 
 
+def versions(uri: str | Path) -> list[tuple[str, int, str]]:
+    """(key, size, tag) of an object on S3, or of all below a key: they change when the content does.
+
+    Raises FileNotFoundError when there is none.
+    """
+    with _named(uri) as (client, bucket, key):
+        found = client.list_objects(bucket, prefix=key.rstrip("/"), recursive=True)
+        folder = f"{key.rstrip('/')}/"
+        same = [
+            (o.object_name, o.size, o.etag)
+            for o in found
+            if o.object_name == key or o.object_name.startswith(folder)
+        ]
+    if not same:
+        raise FileNotFoundError(f"{uri}: no such object")
+    return sorted(same)
+
+
 def fetch(uri: str | Path, folder: str | Path) -> Path:
     """A local path for a file or folder: a local one as it is, a remote one as a copy in `folder`."""
-    if not _remote(uri):
+    if not is_remote(uri):
         if not Path(uri).exists():
             raise FileNotFoundError(f"{uri}: no such file or folder")
         return Path(uri)
@@ -97,7 +115,7 @@ def push(path: str | Path, uri: str | Path) -> None:
             if file.is_file()
         ]
     for file, target in files:
-        if _remote(target):
+        if is_remote(target):
             with _named(target) as (client, bucket, key):
                 client.fput_object(bucket, key, str(file))
         else:
@@ -122,7 +140,8 @@ def _whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _remote(uri: str | Path) -> bool:
+def is_remote(uri: str | Path) -> bool:
+    """Whether a URI is s3://…; a local path is not, another scheme is an error."""
     scheme, colon, _ = str(uri).partition("://")
     if colon and scheme != "s3":
         raise ValueError(f"{uri}: {scheme}:// is not read; give a local path or s3://bucket/key")

@@ -56,6 +56,9 @@ class ClusterSettings:
         storage_secret: name of the Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MU2_S3_ENDPOINT.
             Empty: none.
         gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
+        nodes: more than one: `vision`, `sft` and `dpo` train in a TrainJob of so many pods, each with these
+            limits and GPUs, and their own pod is one that does not train.
+        job_hours, runtime: deadline of such a job, and the ClusterTrainingRuntime that it starts from.
         retries: how often a failed training or evaluation step runs again; it goes on from its checkpoint.
         one_by_one: no two steps at a time, so that the first failure ends the run.
     """
@@ -70,8 +73,25 @@ class ClusterSettings:
     work_claim: str = "mu2llm-work"
     storage_secret: str = "mu2llm-storage"
     gpu_taint: str = "nvidia.com/gpu"
+    nodes: int = 1
+    job_hours: int = 72
+    runtime: str = "mu2llm-torch"
     retries: int = 2
     one_by_one: bool = False
+
+    def job(self) -> dict[str, Any]:
+        """What a training step's TrainJob asks for; empty where the step trains in its own pod."""
+        if self.nodes == 1:
+            return {}
+        return {
+            "nodes": self.nodes,
+            "gpus": self.gpus,
+            "gpu_type": self.gpu_type,
+            "cpu": self.train_cpu,
+            "memory": self.train_memory,
+            "hours": self.job_hours,
+            "runtime": self.runtime,
+        }
 
 
 # One machine: kfp's local runner has no limits, mounts or secrets, a retry would only repeat the error, and

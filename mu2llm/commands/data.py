@@ -2,10 +2,18 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
-# The names of mu2llm.data.ingest.READERS, which are not imported here: help is instant.
+# The names of mu2llm.data.ingest.READERS, and dicom; they are not imported here: help is instant.
 DATASETS = ("folder", "dicom", "ct-rate", "amos-mm", "abdomen-atlas", "m3d-cap", "phantom")
+
+# What prepare takes with --mode: settings of mu2llm.volume.prepare_frames.
+SIZES = (
+    ("size", 256, "rows and columns"),
+    ("depth", 256, "slices"),
+    ("frame_slices", 32, "slices of a frame"),
+)
 
 
 def add(commands: Any) -> None:
@@ -16,13 +24,34 @@ def add(commands: Any) -> None:
     ingest = data.add_parser("ingest", help="check a dataset's CTs and reports and write Study records")
     ingest.add_argument("folder", nargs="?", help="the same as --root")
     ingest.add_argument("--dataset", default="folder", choices=DATASETS, help="its layout (default: folder)")
-    ingest.add_argument("--root", help="folder of the dataset, or s3://bucket/key (docs/data.md: layouts)")
+    ingest.add_argument(
+        "--root",
+        help="folder, s3://bucket/key, or of dicom dicomweb+https://host/path (docs/data.md: layouts)",
+    )
     ingest.add_argument("--out", required=True, help="folder for studies.jsonl, rejects.jsonl, ingest.json")
     ingest.add_argument("--seed", type=int, default=0, help="of the split by patient (default: 0)")
     ingest.add_argument("--workers", type=int, help="processes that open volumes (default: one a core)")
+    ingest.add_argument(
+        "--scrub", choices=("on", "off"), help="names, dates … out of reports (default: on for folder, dicom)"
+    )
+    ingest.add_argument(
+        "--key-file", help="key of the pseudonyms (dicom; else MU2_DEID_KEY_FILE, MU2_DEID_KEY)"
+    )
+    ingest.add_argument("--reports", help="table of the reports (dicom from a DICOMweb server)")
     ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
     ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
     ingest.set_defaults(run=run_ingest)
+
+    prepare = data.add_parser("prepare", help="make the frames that a model reads, once, with all cores")
+    prepare.add_argument("studies", help="studies.jsonl, or the folder that data ingest wrote")
+    prepare.add_argument("--model", help="folder of the model to train: its processor says how")
+    prepare.add_argument("--mode", choices=("hu", "published"), help="without --model (docs/data.md: modes)")
+    for name, value, what in SIZES:
+        flag = f"--{name.replace('_', '-')}"
+        prepare.add_argument(flag, type=int, help=f"{what}, with --mode (default: {value})")
+    prepare.add_argument("--out", help="folder of the frames (default: frames/ beside the studies)")
+    prepare.add_argument("--workers", type=int, help="processes (default: one a core)")
+    prepare.set_defaults(run=run_prepare)
 
     overlap = data.add_parser(
         "overlap", help="which CTs stand in several ingested datasets, and in which split"
@@ -85,9 +114,38 @@ def run_ingest(args: argparse.Namespace) -> None:
         raise ValueError("data ingest: give the dataset's folder once, as FOLDER or as --root")
     phantom = {name: getattr(args, name) for name in ("count", "preset") if getattr(args, name) is not None}
     summary = ingest(
-        args.dataset, args.folder or args.root, args.out, seed=args.seed, workers=args.workers, **phantom
+        args.dataset,
+        args.folder or args.root,
+        args.out,
+        seed=args.seed,
+        workers=args.workers,
+        scrub=None if args.scrub is None else args.scrub == "on",
+        key_file=args.key_file,
+        reports=args.reports,
+        **phantom,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    from mu2llm.data.prepare import prepare_dataset
+    from mu2llm.data.records import Study, read_jsonl
+
+    given = {name: getattr(args, name) for name, _, _ in SIZES if getattr(args, name) is not None}
+    if (args.model is None) == (args.mode is None) or (args.model and given):
+        raise ValueError("data prepare: give either --model, or --mode with --size, --depth, --frame-slices")
+    if args.model:
+        from mu2llm.model import Mu2Processor
+
+        preparation = Mu2Processor.from_pretrained(args.model).preparation
+    else:
+        preparation = {"mode": args.mode} | {name: value for name, value, _ in SIZES} | given
+    studies = Path(args.studies)
+    studies = studies / "studies.jsonl" if studies.is_dir() else studies
+    out = Path(args.out) if args.out else studies.parent / "frames"
+    summary = prepare_dataset(list(read_jsonl(studies, Study)), preparation, out, workers=args.workers)
+    print(json.dumps(summary, indent=1))
+    return 1 if summary["rejects"] else 0
 
 
 def run_overlap(args: argparse.Namespace) -> None:

@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, str]
 Reject = dict[str, Any]
@@ -37,6 +40,14 @@ def number(text: str | None) -> float | None:
 def reject(volume: str, row: int, reason: object) -> Reject:
     """A line of rejects.jsonl. `row` counts as a spreadsheet does, in a JSON list from 1; 0: no one row."""
     return {"volume": volume, "row": row, "reason": str(reason)}
+
+
+def tell_rejects(rejects: list[Reject], path: object, show: int = 3) -> None:
+    """Logs how many were rejected, the first of them, and the file that has them all."""
+    if rejects:
+        first = "".join(f"\n  {reject['volume']}: {reject['reason']}" for reject in rejects[:show])
+        more = f"\n  and {len(rejects) - show} more" if len(rejects) > show else ""
+        log.warning("%d rejected, all of them in %s:%s%s", len(rejects), path, first, more)
 
 
 def below(root: Path, name: str) -> Path:

@@ -28,25 +28,13 @@ class LoadedModel:
 
 
 def load(folder: str | Path) -> LoadedModel:
-    """Loads a model folder (safetensors, with its processor) on the GPU where there is one."""
+    """Loads a model folder (`mu2llm.model.load`) on the GPU where there is one."""
     import torch
 
-    from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+    from mu2llm.model.load import load_model
 
-    if not (Path(folder) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a model folder (no config.json): give the folder that training wrote"
-        )
-    if not (Path(folder) / "processor_config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} has no processor_config.json, which says how volumes and text are prepared: "
-            "convert the checkpoint from a folder with its tokenizer"
-        )
-    model = Mu2ForConditionalGeneration.from_pretrained(folder)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()  # type: ignore[arg-type]
-    processor = Mu2Processor.from_pretrained(folder)
-    processor.check(model.config)  # type: ignore[arg-type]
-    return LoadedModel(model, processor)
+    model, processor = load_model(folder)
+    return LoadedModel(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
 
 
 def draft(

@@ -1,7 +1,6 @@
 """One volume's draft, and where in the volume it comes from, as files that a viewer opens."""
 
 from pathlib import Path
-from typing import Any
 
 from mu2llm import NOTICE
 from mu2llm.data.records import REPORT_QUESTION
@@ -24,6 +23,10 @@ def explain(
     import nibabel
     import torch
 
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give a folder to write the explanation into")
+
     from mu2llm.volume import load_volume, to_volume
     from mu2llm.volume.pictures import overlay_png
 
@@ -32,21 +35,19 @@ def explain(
     scan = load_volume(volume)
     frames = processor.frames(scan)
 
-    def batch(*answer: list[str]) -> dict[str, Any]:
-        inputs = processor([frames], [question], *answer)
-        return {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
-
-    prompt = batch()
-    room = processor.max_length - prompt["input_ids"].shape[1] - 1  # the draft is read again, with its end
-    max_new_tokens = max(1, min(max_new_tokens, room))
-    with torch.inference_mode():
-        ids = loaded.model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
-    draft = processor.decode(ids[0, prompt["input_ids"].shape[1] :])
+    inputs = processor([frames], [question]).to(loaded.model.device)
+    prompt = inputs["input_ids"].shape[1]
+    with torch.no_grad():  # not inference mode: the ids go into a backward pass
+        ids = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    draft = processor.decode(ids[0, prompt:])
     if not draft:
         raise ValueError(f"the model answers {volume} with an empty text: there is nothing to explain")
-    strength = loaded.model.explain(**batch([draft]))[0].cpu().numpy()
+    labels = ids.clone()
+    labels[:, :prompt] = -100
+    # The very tokens that were written: the text, read again, may be cut into others.
+    inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
+    strength = loaded.model.explain(**inputs)[0].cpu().numpy()
     saliency = to_volume(strength, scan, **processor.preparation)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "draft.txt").write_text(f"{NOTICE}\n\n{draft}\n", encoding="utf-8")
     image = nibabel.Nifti1Image(saliency, scan.affine)

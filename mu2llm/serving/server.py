@@ -230,7 +230,7 @@ def _clean_up(pid: int, grpc_port: int) -> None:
     They are told by their session, which is the dead server's pid; the kernel gives that number to nobody
     else while they live.
     """
-    if not psutil.pid_exists(pid):
+    if _ended(pid):
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
                 command = " ".join(process.cmdline())
@@ -239,6 +239,13 @@ def _clean_up(pid: int, grpc_port: int) -> None:
                     process.wait(10)
     for region in Path("/dev/shm").glob(f"{_shm_prefix(grpc_port)}*"):
         region.unlink(missing_ok=True)
+
+
+def _ended(pid: int) -> bool:
+    try:  # one that crashed stays a zombie until the process that started it asks
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _last_lines(log: Path) -> str:

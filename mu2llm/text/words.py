@@ -20,7 +20,7 @@ _SIZE = rf"{_NUMBER}(?:\s*{_LENGTH_UNIT}?\s*(?:[x×*]|-|–|to|by)\s*{_NUMBER}){
 _TOKEN = re.compile(
     rf"(?P<size>{_SIZE})|(?P<word>[^\W\d_]+\d*)|(?P<number>\d+(?:[.,]\d+)?)|(?P<mark>[^\s\w])", re.I
 )
-_PART = re.compile(rf"({_NUMBER})\s*({_LENGTH_UNIT})?", re.I)
+_PART = re.compile(rf"({_NUMBER})[\s-]*({_LENGTH_UNIT})?", re.I)
 
 # Codes of single words and marks; phrases of the word lists have codes of their own (CODES).
 _MARKS = {",": ",", ";": ";", ":": ":", "(": "(", ")": ")", "/": "O", "?": "?", "；": ";", "，": ","}
@@ -133,15 +133,16 @@ _IRREGULAR = {
     "granulomata": "granuloma", "masses": "mass", "hemithoraces": "hemithorax", "fibroses": "fibrosis",
     "stenoses": "stenosis", "ducts": "duct", "does": "does", "was": "was", "is": "is", "has": "has",
     "its": "its", "this": "this", "abscesses": "abscess", "biopsies": "biopsy", "indices": "index",
-    "lumina": "lumen", "haemangioma": "hemangioma", "oedema": "edema", "tumour": "tumor",
+    "lumina": "lumen", "oedema": "edema", "tumour": "tumor",
     "tumours": "tumor", "calibre": "caliber", "centre": "center", "oesophagus": "esophagus",
-    "oesophageal": "esophageal", "grey": "gray",
+    "oesophageal": "esophageal", "grey": "gray", "varices": "varix", "loops": "loop",
 }  # fmt: skip
 
 
 @lru_cache(maxsize=65536)
 def lemma(word: str) -> str:
     """The word list's form of a lower-case word: singular, American spelling."""
+    word = word.replace("haem", "hem")
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith("ies"):

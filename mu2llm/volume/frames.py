@@ -20,6 +20,9 @@ SOFT_LUNG_WINDOW: Window = (
 
 AIR = -1000.0  # HU
 
+# Raised whenever the same volume and settings come to give other frames: kept ones are then made again.
+RECIPE = 1
+
 
 def prepare_frames(
     path: str | Path | Volume,
@@ -54,6 +57,14 @@ def prepare_frames(
         _published(volume, size, depth) if mode == "published" else _hounsfield(volume, size, depth, window)
     )
     return slices.reshape(depth // frame_slices, frame_slices, size, size)
+
+
+def recipe(
+    mode: str, size: int, depth: int, frame_slices: int, window: Window = SOFT_LUNG_WINDOW
+) -> dict[str, object]:
+    """All that decides how the frames of a volume look, for JSON: equal recipes give equal frames."""
+    shape = {"recipe": RECIPE, "mode": mode, "size": size, "depth": depth, "frame_slices": frame_slices}
+    return shape if mode == "published" else shape | {"window": [list(knot) for knot in window]}
 
 
 def _published(volume: Volume, size: int, depth: int) -> np.ndarray:

@@ -169,7 +169,7 @@ def test_the_command_takes_the_folder_in_both_forms(tmp_path, capsys):
 def test_the_command_makes_phantoms_and_takes_those_that_are_there(tmp_path, capsys):
     words = ["data", "ingest", "--dataset", "phantom", "--root", str(tmp_path / "set")]
     assert main([*words, "--out", str(tmp_path / "none")]) == 2
-    assert "how many phantoms? Give count" in capsys.readouterr().err
+    assert "how many phantoms? Give --count N" in capsys.readouterr().err
     assert main([*words, "--count", "4", "--preset", "demo", "--out", str(tmp_path / "a")]) == 0
     first = json.loads(capsys.readouterr().out)
     assert (first["dataset"], first["studies"]) == ("phantom", 4)
@@ -202,4 +202,4 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, words, caus
 
 
 def test_the_command_offers_every_dataset():
-    assert set(DATASETS) == set(READERS)
+    assert set(DATASETS) == {*READERS, "dicom"}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mu2llm import __version__
+from mu2llm.components.train_job import Job
 from mu2llm.pipelines.compile import compile_pipeline
 from mu2llm.pipelines.settings import ClusterSettings, preset, read_cluster
 
@@ -101,6 +102,33 @@ def test_the_cluster_is_a_matter_of_settings(tmp_path: Path) -> None:
     compile_pipeline(tmp_path / "p.yaml", preset("cluster"), cluster)
     text = (tmp_path / "p.yaml").read_text()
     assert "resourceCount: '8'" in text and "mig-1g.5gb" in text and "mu2llm-storage" not in text
+
+
+def test_training_on_several_nodes_is_a_jobs_and_not_the_pods(tmp_path: Path) -> None:
+    """The step that submits holds no GPU; the job gets what the step would have got, on every node."""
+    compile_pipeline(
+        tmp_path / "p.yaml", preset("cluster"), replace(ClusterSettings(), nodes=2, job_hours=48)
+    )
+    pipeline, _ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = pipeline["deploymentSpec"]["executors"]
+    for name, task in tasks(pipeline).items():
+        resources = executors[f"exec-{name}"]["container"]["resources"]
+        if name in ("vision", "sft", "dpo"):
+            assert "accelerator" not in resources and resources["resourceMemoryLimit"] == "16Gi"
+            job = task["inputs"]["parameters"]["job"]["runtimeValue"]["constant"]
+            assert job == {
+                "nodes": 2,
+                "gpus": 4,
+                "gpu_type": "nvidia.com/gpu",
+                "cpu": "16",
+                "memory": "128Gi",
+                "hours": 48,
+                "runtime": "mu2llm-torch",
+            }
+            assert Job(**job).nodes == 2
+            assert task["retryPolicy"]["maxRetryCount"] == 2
+        elif name in TRAINS:
+            assert resources["accelerator"]["resourceCount"] == "4"
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,16 @@ def endpoint(
 ) -> Iterator[tuple[Server, Path]]:
     """A running server and its state folder. VOLUME_URI may point into the CT's folder."""
     from mu2llm.serving import server
-    from mu2llm.serving.export import export_triton
+    from mu2llm.serving.export import Limits, export_triton
 
     folder = tmp_path_factory.mktemp("triton")
-    export_triton(model_folder, folder / "repository", version=3, manifest={"run_id": "r"}, max_queue=2)
+    export_triton(
+        model_folder,
+        folder / "repository",
+        version=3,
+        manifest={"run_id": "r"},
+        limits=Limits(max_queue=2, max_batch=1),
+    )
     grpc, http, metrics = free_ports(3)
     running = server.start(
         folder / "repository",
