@@ -131,6 +131,9 @@ def build(cluster: ClusterSettings) -> Callable:
 
         light = (read, written, registered, gated, promoted, deployed, refused)
         training, drafting = (seeing, tuned, preferring), (ranked, evaluated_sft, evaluated)
+        for image, tasks in ((cluster.base_image, light), (cluster.train_image, training + drafting)):
+            for task in tasks if image else ():
+                task.set_container_image(image)
         for task in light + (training if cluster.job() else ()):
             task.set_cpu_limit(cluster.cpu).set_memory_limit(cluster.memory)
         for task in drafting + (() if cluster.job() else training):

@@ -79,7 +79,7 @@ def read_dicom(
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
     kept = {Path(study.volume).name for study in studies}
-    for path in [*volumes.glob("s-*.zip"), *volumes.glob("row-*.part")]:
+    for path in [*volumes.glob("s-*"), *volumes.glob("row-*.part")]:
         if path.name not in kept:
             path.unlink()
 
