@@ -48,6 +48,7 @@ class Entry:
 def read_dicom(
     root: str | Path,
     out: Path,
+    shown: str,
     *,
     seed: int,
     workers: int,
@@ -58,11 +59,12 @@ def read_dicom(
 
     root: a folder (or s3:// URI, copied to a temporary folder meanwhile) with reports.csv and one series in
         each sub-folder or zip that it names; or dicomweb+https://host/path, with the table `reports`.
-    Raises ValueError when there is no key, when `out` was written with another one, when the table cannot be
+    shown: where `out` ends, a folder or s3:// URI.
+    Raises ValueError when there is no key, when that was written with another one, when the table cannot be
     used, or when a patient stands in two splits.
     """
     pseudonyms = read_key(key_file)
-    privacy.check_same_key(out, pseudonyms)
+    privacy.check_same_key(shown, pseudonyms)
     with tempfile.TemporaryDirectory() as temporary, privacy.quiet():
         if dicomweb.is_server(root):
             entries, rejects = _of_server(str(root), reports)
@@ -78,10 +80,15 @@ def read_dicom(
 
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
-    kept = {Path(study.volume).name for study in studies}
+    kept = {Path(place).name for study in studies for place in (study.volume, _stored(study))}
     for path in [*volumes.glob("s-*"), *volumes.glob("row-*.part")]:
         if path.name not in kept:
             path.unlink()
+
+
+def _stored(study: Study) -> str:
+    """What a volume was made from, where ingest wrote another (gaps that were filled)."""
+    return study.meta.get("stored_volume", "")
 
 
 def _fetch(root: str | Path, folder: str) -> Path:

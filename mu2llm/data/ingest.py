@@ -111,7 +111,7 @@ def _ingest(
         if scrub is False:
             raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
         studies, rejects = read_dicom(
-            root, out, seed=seed, workers=workers, key_file=key_file, reports=reports
+            root, out, shown, seed=seed, workers=workers, key_file=key_file, reports=reports
         )
     else:
         if key_file is not None or reports is not None:
