@@ -80,15 +80,10 @@ def read_dicom(
 
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
-    kept = {Path(place).name for study in studies for place in (study.volume, _stored(study))}
+    kept = {Path(study.volume).name for study in studies}
     for path in [*volumes.glob("s-*"), *volumes.glob("row-*.part")]:
         if path.name not in kept:
             path.unlink()
-
-
-def _stored(study: Study) -> str:
-    """What a volume was made from, where ingest wrote another (gaps that were filled)."""
-    return study.meta.get("stored_volume", "")
 
 
 def _fetch(root: str | Path, folder: str) -> Path:
