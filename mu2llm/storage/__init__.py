@@ -62,14 +62,19 @@ def list_files(uri: str | Path) -> list[str]:
 
 def each_file(uri: str | Path) -> Iterator[str]:
     """As `list_files`, one by one: a bucket of a million keys is asked for page by page and never held."""
+    return (file for file, _ in each_size(uri))
+
+
+def each_size(uri: str | Path) -> Iterator[tuple[str, int]]:
+    """As `each_file`, each with its bytes."""
     if not is_remote(uri):
-        yield from _walk(str(uri))
+        yield from ((file, Path(file).stat().st_size) for file in _walk(str(uri)))
         return
     with named(uri) as (client, bucket, key):
         prefix = f"{key.rstrip('/')}/" if key else ""
         for item in client.list_objects(bucket, prefix=prefix, recursive=True):
             if not item.is_dir:
-                yield f"s3://{bucket}/{item.object_name}"
+                yield f"s3://{bucket}/{item.object_name}", item.size or 0
 
 
 def _walk(folder: str) -> Iterator[str]:

@@ -244,5 +244,26 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, words, caus
     assert err.count("\n") == 1
 
 
+def test_reports_of_a_folder_are_scrubbed_unless_told_otherwise(tmp_path, capsys):
+    dataset(tmp_path / "set", 3)
+    text = "Mrs. Okonkwo, seen 05.03.2024: a 6 mm nodule at T12. Call 555-123-4567, ask Quillfeather."
+    rows = [f'ct{i}.nii.gz,"{text}","Quillfeather, Anna"' for i in range(3)]
+    table = "volume,report,patient_name\n" + "\n".join(rows) + "\n"
+    (tmp_path / "set" / "reports.csv").write_text(table, encoding="utf-8")
+    scrubbed = "Mrs. [name], seen [date]: a 6 mm nodule at T12. Call [phone], ask [name]."
+    for words, expected in (((), scrubbed), (("--scrub", "on"), scrubbed), (("--scrub", "off"), text)):
+        out = tmp_path / "-".join(("out", *words))
+        assert main(["data", "ingest", str(tmp_path / "set"), "--out", str(out), *words]) == 0
+        studies = list(read_jsonl(out / "studies.jsonl", Study))
+        assert [study.report.text for study in studies] == [expected] * 3
+        assert (out / "deidentification.json").exists() == (expected == scrubbed)
+    counts = json.loads((tmp_path / "out" / "deidentification.json").read_text(encoding="utf-8"))
+    assert counts == {"text": {"name": 6, "date": 3, "phone": 3}}
+    phantom = ["data", "ingest", "--dataset", "phantom", "--root", str(tmp_path / "phantoms"), "--count", "3"]
+    assert main([*phantom, "--preset", "demo", "--scrub", "on", "--out", str(tmp_path / "p")]) == 0
+    counts = json.loads((tmp_path / "p" / "deidentification.json").read_text(encoding="utf-8"))
+    assert counts == {"text": {}}, "phantom reports hold nothing to take out"
+
+
 def test_the_command_offers_every_dataset():
     assert set(DATASETS) == {*READERS, "dicom"}
