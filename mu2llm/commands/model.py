@@ -59,6 +59,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
     evaluate.add_argument("--judge-model", default="", help=JUDGE_MODEL)
     evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
+    evaluate.add_argument("--frames", help="folder of prepared frames (data prepare); missing ones are made")
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
     evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
     evaluate.add_argument(
@@ -154,6 +155,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         judge=args.judge,
         judge_model=args.judge_model,
         store=args.store,
+        cache=args.frames,
         limit=args.limit,
         bertscore=args.bertscore,
         preferences=args.preferences,
