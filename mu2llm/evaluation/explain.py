@@ -57,19 +57,16 @@ def trace(
     from 0 to 1; all 0 where the draft is empty."""
     import torch
 
+    from mu2llm.model.explain import as_written
     from mu2llm.volume import to_volume
 
     processor = loaded.processor
     inputs = processor([processor.frames(scan)], [question]).to(loaded.model.device)
-    prompt = inputs["input_ids"].shape[1]
-    with torch.no_grad():  # not inference mode: the ids go into a backward pass
+    with torch.inference_mode():
         ids = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    draft = processor.decode(ids[0, prompt:])
+    tokens = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    draft = processor.decode(tokens)
     if not draft:
         return "", np.zeros(scan.array.shape, np.float32)
-    labels = ids.clone()
-    labels[:, :prompt] = -100
-    # The very tokens that were written: the text, read again, may be cut into others.
-    inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-    strength = loaded.model.explain(**inputs)[0].cpu().numpy()
+    strength = loaded.model.explain(**as_written(inputs, tokens))[0].float().cpu().numpy()
     return draft, to_volume(strength, scan, **processor.preparation)
