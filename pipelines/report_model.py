@@ -152,6 +152,15 @@ def build(cluster: ClusterSettings) -> Callable:
                     task, secret_name=cluster.storage_secret, secret_key_to_env={key: key for key in keys}
                 )
 
+        if cluster.hospital_secret:
+            names = ("MU2_DEID_KEY", "MU2_DICOMWEB_TOKEN", "MU2_DICOMWEB_USER", "MU2_DICOMWEB_PASSWORD")
+            kubernetes.use_secret_as_env(
+                read,
+                secret_name=cluster.hospital_secret,
+                secret_key_to_env={name: name for name in names},
+                optional=True,  # a folder needs no access to a server
+            )
+
         return Outputs(
             studies=studies,
             evaluation_sft=evaluated_sft.outputs["evaluation"],

@@ -56,6 +56,8 @@ class ClusterSettings:
             it is mounted at /work. Empty: none.
         storage_secret: name of the Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MU2_S3_ENDPOINT.
             Empty: none.
+        hospital_secret: name of the Secret with MU2_DEID_KEY and, for a DICOMweb server, MU2_DICOMWEB_TOKEN
+            or MU2_DICOMWEB_USER and MU2_DICOMWEB_PASSWORD; only the ingest step gets it. Empty: none.
         gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
         nodes: more than one: `vision`, `sft` and `dpo` train in a TrainJob of so many pods, each with these
             limits and GPUs, and their own pod is one that does not train.
@@ -75,6 +77,7 @@ class ClusterSettings:
     shared_memory: str = "16Gi"
     work_claim: str = "mu2llm-work"
     storage_secret: str = "mu2llm-storage"
+    hospital_secret: str = ""
     gpu_taint: str = "nvidia.com/gpu"
     nodes: int = 1
     job_hours: int = 72

@@ -96,7 +96,7 @@ def _mirror(artifacts: str, folder: Path) -> dict[str, dict[str, Any]]:
     newest = records(folder)[-1:]
     known = json.loads(newest[0].read_text(encoding="utf-8"))["artifacts"] if newest else {}
     found = {}
-    for uri, size in storage.list_sizes(artifacts).items():
+    for uri, size in storage.each_size(artifacts):
         name = uri.removeprefix(f"{artifacts}/")
         copy = folder / "artifacts" / name
         if name not in known or size != known[name]["size"] or not copy.is_file():

@@ -43,7 +43,8 @@ def collate_samples(processor: Mu2Processor) -> Callable[[list[dict[str, Any]]],
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         try:
-            return processor(*([row[name] for row in rows] for name in ("frames", "question", "answer")))
+            columns = ([row[name] for row in rows] for name in ("frames", "question", "answer"))
+            return dict(processor(*columns))
         except ValueError as error:
             raise ValueError(f"samples {', '.join(row['sample_id'] for row in rows)}: {error}") from error
 

@@ -179,6 +179,16 @@ def test_training_on_several_nodes_is_a_jobs_and_not_the_pods(tmp_path: Path) ->
             assert resources["accelerator"]["resourceCount"] == "4"
 
 
+def test_only_the_ingest_step_gets_a_hospitals_key(tmp_path: Path) -> None:
+    cluster = replace(ClusterSettings(), hospital_secret="our-key")
+    compile_pipeline(tmp_path / "p.yaml", preset("cluster"), cluster)
+    _, platforms = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    with_key = {name for name, given in executors.items() if "our-key" in str(given)}
+    assert with_key == {"exec-ingest"}
+    assert "MU2_DEID_KEY" in str(executors["exec-ingest"])
+
+
 @pytest.mark.parametrize(
     ("text", "named"), [("gpu: 8", "'gpu'"), ("gpus: many", "'many'"), ("- gpus", "name: value")]
 )
