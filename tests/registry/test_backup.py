@@ -54,17 +54,18 @@ def test_a_lost_registry_comes_back(
     assert (Path(got) / weights).read_bytes() == (model_folder / weights).read_bytes()
 
 
-def test_a_second_backup_copies_what_is_new(kept: Path, model_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "backup"
-    save(kept, folder)
+def test_a_second_backup_copies_what_is_new(kept: Path, tmp_path: Path) -> None:
+    folder, grown = tmp_path / "backup", tmp_path / "mlflow"
+    shutil.copytree(kept, grown)
+    save(grown, folder)
     before = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").rglob("*") if path.is_file()}
-    register(model_folder, write_evaluation(tmp_path / "e2"), tracking_uri=uri(kept))
-    save(kept, folder)
+    (grown / "artifacts" / "new.bin").write_bytes(b"new")
+    save(grown, folder)
     after = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").rglob("*") if path.is_file()}
     assert before.items() < after.items()
     assert len(records(folder)) == 2
 
-    save(kept, folder, "--keep", "1")
+    save(grown, folder, "--keep", "1")
     assert len(records(folder)) == len(list(folder.glob("*.sqlite"))) == 1
 
 
