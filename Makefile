@@ -44,7 +44,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not long' -n auto --dist loadfile
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -36,10 +36,12 @@ class TrainConfig:
         learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: AdamW and its course.
         epochs: passes over the data; `max_steps` > 0 ends earlier or later and goes before it.
         per_device_batch, grad_accum: a step reads processes × per_device_batch × grad_accum samples.
+        group_by_length: samples of like length are read together, so that little of a batch is padding.
+        workers: processes that prepare batches ahead, for each training process; 0: it does so itself.
         bf16: compute in bfloat16. gradient_checkpointing: less memory, a third more time.
         zero_stage: DeepSpeed ZeRO 1, 2 or 3; 0 trains without DeepSpeed.
         offload: the optimizer's state in host memory.
-        save_steps: a checkpoint every so many steps; `keep_checkpoints` newest stay.
+        save_steps: a checkpoint every so many steps; the `keep_checkpoints` newest stay, at least two.
         log_steps: a progress line every so many steps.
         eval_steps: validation loss every so many steps (0: never) on at most `eval_limit` samples of the
             val split, with their volumes and again with blank ones: the gap tells whether the model looks.
@@ -67,6 +69,8 @@ class TrainConfig:
     max_steps: int = 0
     per_device_batch: int = 1
     grad_accum: int = 1
+    group_by_length: bool = False
+    workers: int = 0
     seed: int = 0
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -97,7 +101,8 @@ class TrainConfig:
             ("per_device_batch", 1, None),
             ("grad_accum", 1, None),
             ("save_steps", 1, None),
-            ("keep_checkpoints", 1, None),
+            ("keep_checkpoints", 2, None),  # the newest may be torn
+            ("workers", 0, 64),
             ("log_steps", 1, None),
             ("eval_steps", 0, None),
             ("eval_limit", 1, None),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from mu2llm.data.frames import FrameCache
@@ -38,14 +37,20 @@ class SampleDataset(Dataset):
         }
 
 
-def collate_samples(processor: Mu2Processor) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Batches for SFT: padded on the right, the loss on the answer and its end token only."""
+def collate_samples(processor: Mu2Processor) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """Batches for SFT: padded on the right, the loss on the answer and its end token only.
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    Logits are wanted where answers stand, not over the visual tokens: `labels` holds those columns alone.
+    """
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         try:
-            return processor(*([row[name] for row in rows] for name in ("frames", "question", "answer")))
+            batch = processor(*([row[name] for row in rows] for name in ("frames", "question", "answer")))
         except ValueError as error:
             raise ValueError(f"samples {', '.join(row['sample_id'] for row in rows)}: {error}") from error
+        first = int((batch["labels"] != -100).any(0).nonzero()[0])
+        labels = batch["labels"][:, first - 1 :]  # a token is told by the logits of the one before it
+        return {**batch, "labels": labels, "logits_to_keep": labels.shape[1]}
 
     return collate
 

@@ -21,7 +21,10 @@ from mu2llm.training.progress import Progress
 from mu2llm.training.resume import Checkpoints, clear, newest_checkpoint
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
-FREE = ("model", "out", "data", "studies", "cache", "resume", "save_steps", "keep_checkpoints", "log_steps")
+FREE = (
+    *("model", "out", "data", "studies", "cache", "resume"),
+    *("save_steps", "keep_checkpoints", "log_steps", "workers"),
+)
 
 
 def training_arguments(config: TrainConfig) -> dict[str, Any]:
@@ -53,7 +56,8 @@ def training_arguments(config: TrainConfig) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if config.eval_steps else "no",
         "eval_steps": config.eval_steps or None,
-        "dataloader_num_workers": 0,
+        "dataloader_num_workers": config.workers,
+        "dataloader_persistent_workers": config.workers > 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
         "disable_tqdm": True,

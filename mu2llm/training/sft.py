@@ -3,12 +3,13 @@
 python -m torch.distributed.run --standalone --nproc_per_node=2 -m mu2llm.training.sft --config sft.yaml
 """
 
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from mu2llm.training.config import TrainConfig
 from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
+from mu2llm.training.trainer import StageTrainer
 from mu2llm.training.worker import main
 
 
@@ -34,13 +35,16 @@ def train(config: TrainConfig) -> bool:
             "val": SampleDataset(held_out, frames),
             "blank": SampleDataset(held_out, frames, blank=True),
         }
-    trainer = Trainer(
+    epoch = mix(samples["train"], config.tasks, config.seed)
+    trainer = StageTrainer(
         model=model,
         args=args,
-        train_dataset=SampleDataset(mix(samples["train"], config.tasks, config.seed), frames),
+        train_dataset=SampleDataset(epoch, frames),
         eval_dataset=evaluation,
         data_collator=collate_samples(processor),
     )
+    if config.group_by_length:
+        trainer.lengths = [len(sample.question) + len(sample.answer) for sample in epoch]
     return run(trainer, config, processor)
 
 

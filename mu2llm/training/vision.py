@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, get_scheduler, set_seed
+from transformers import TrainingArguments, get_scheduler, set_seed
 from transformers.modeling_outputs import ModelOutput
 
 from mu2llm.data.frames import FrameCache
@@ -27,6 +27,7 @@ from mu2llm.training.data import read_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.muon import MuonAdamW
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
+from mu2llm.training.trainer import StageTrainer
 from mu2llm.training.worker import main
 
 MATRIX_LR = 10.0  # Muon's rate for matrices, in learning rates of all else
@@ -170,7 +171,7 @@ def train(config: TrainConfig) -> bool:
         config.epochs * len(studies) / (config.per_device_batch * config.grad_accum * max(1, args.world_size))
     )
     schedule = get_scheduler(config.schedule, optimizer, int(config.warmup_ratio * steps), steps)
-    trainer = Trainer(
+    trainer = StageTrainer(
         model=model,
         args=args,
         train_dataset=LabelDataset(studies, labels, named, frames),

@@ -1,8 +1,12 @@
+import random
+
+import numpy as np
 import pytest
 
 from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Sample
 from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
+from mu2llm.training.trainer import ByLength
 
 
 def some(task, count):
@@ -65,3 +69,38 @@ def test_a_sample_of_an_unknown_study_is_named(hospital, tmp_path):
         read_samples(hospital.samples, studies)
     with pytest.raises(FileNotFoundError, match="set data="):
         read_samples(tmp_path / "none.jsonl", studies)
+
+
+def test_only_the_logits_that_tell_answers_are_asked_for_and_the_loss_is_the_same(hospital):
+    import torch
+
+    from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+
+    processor = Mu2Processor.from_pretrained(hospital.model)
+    model = Mu2ForConditionalGeneration.from_pretrained(hospital.model).eval()
+    frames = np.random.default_rng(0).random((3, 2, 8, 16, 16), dtype=np.float32)
+    questions, answers = ["Why?", "Is the heart normal?", "Why?"], ["Yes.", "No.", "The lungs are clear."]
+    rows = [
+        {"sample_id": "x", "frames": f, "question": q, "answer": a}
+        for f, q, a in zip(frames, questions, answers, strict=True)
+    ]
+    batch = collate_samples(processor)(rows)
+    whole = processor(list(frames), questions, answers)
+    with torch.no_grad():
+        ours, plain = model(**batch), model(**whole)
+    assert ours.logits.shape[1] < plain.logits.shape[1]
+    torch.testing.assert_close(ours.loss, plain.loss)
+    assert (batch["labels"][:, 1:] != -100).sum() == (whole["labels"] != -100).sum()
+
+
+def test_samples_of_like_length_come_together_and_every_one_once():
+    lengths = [random.Random(i).choice([10, 100, 1000]) for i in range(240)]
+    sampler = ByLength(lengths, batch=8, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(240))
+    batches = [[lengths[i] for i in order[j : j + 8]] for j in range(0, 240, 8)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    assert padded < 1.1 * sum(lengths)
+    assert order == list(sampler)
+    sampler.set_epoch(1)
+    assert order != list(sampler)
