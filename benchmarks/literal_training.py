@@ -1,8 +1,8 @@
 """Training as it is written down, for benchmarks/training.py: one thing after the other, nothing shared.
 
 DPO encodes a pair's volume for the chosen draft and again for the rejected one, and both again for a
-reference model that stays in memory; candidates are drafted one by one, each from its own volume; an SFT batch
-is drawn at random, padded to its longest sample, and has logits at every place.
+reference model that stays in memory; candidates are drafted one by one, each from its own volume; an SFT
+batch is drawn at random, padded to its longest sample, and has logits at every place.
 """
 
 import copy
@@ -71,9 +71,7 @@ def sft(folder: Path, samples: list[Sample], frames: FrameCache, batch: int, rat
 
     def loss(rows: Sequence[Sample]) -> Tensor:
         volumes = [frames[row.volume] for row in rows]
-        return model(
-            **processor(volumes, [row.question for row in rows], [row.answer for row in rows])
-        ).loss
+        return model(**processor(volumes, [row.question for row in rows], [row.answer for row in rows])).loss
 
     return _steps(model, loss, _batches(samples, batch), rate)
 

@@ -82,13 +82,20 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.projector(self.vision_tower(frames)).unflatten(0, pixel_values.shape[:2])
 
     def encode_volume(
-        self, pixel_values: Tensor, question_ids: Tensor, question_mask: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor | None = None,
+        volume_index: Tensor | None = None,
     ) -> Tensor:
         """Visual tokens (B, Q, D) of frames (B, T, K, H, W), read in the light of a question (B, Lq).
 
         `question_mask` (B, Lq) is 1 on the question's tokens and 0 on padding, which has no influence.
+        `volume_index` (B,) tells which volume each question is about, where several are about one.
         """
         refined = self.refiner(self.encode_frames(pixel_values))
+        if volume_index is not None:
+            refined = refined[volume_index]
         return self.aggregator(refined, self.get_input_embeddings()(question_ids), question_mask)
 
     def forward(
@@ -99,6 +106,7 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         visual_tokens: Tensor | None = None,
+        volume_index: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
@@ -114,7 +122,7 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
                 )
-            visual_tokens = self.encode_volume(pixel_values, question_ids, question_mask)
+            visual_tokens = self.encode_volume(pixel_values, question_ids, question_mask, volume_index)
         if visual_tokens is not None:
             inputs_embeds = self._place(inputs_embeds, input_ids, visual_tokens)
         return self.language_model(

@@ -29,7 +29,7 @@ from mu2llm.training.config import TrainConfig
 from mu2llm.training.data import digest, read_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
-from mu2llm.training.trainer import StageTrainer
+from mu2llm.training.trainer import Grouped, StageTrainer, samples_a_step
 from mu2llm.training.worker import main
 
 
@@ -156,9 +156,10 @@ def train(config: TrainConfig) -> bool:
         processing_class=processor.tokenizer,
         data_collator=collate_pairs(processor, frames),
     )
-    if config.group_by_length:
+    if config.group == "length":
         sides = zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
-        trainer.lengths = [max(map(len, pair)) for pair in sides]
+        lengths = [sum(map(len, pair)) for pair in sides]
+        trainer.order = Grouped(lengths, samples_a_step(args), config.seed)
     if trainer._precompute_engine is not None:
         trainer._precompute_engine.destroy()  # or this forward-only engine's ZeRO-3 hooks stay on the model
         trainer._precompute_engine = None

@@ -23,7 +23,7 @@ from mu2llm.training.resume import Checkpoints, clear, newest_checkpoint
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 FREE = (
     *("model", "out", "data", "studies", "cache", "resume"),
-    *("save_steps", "keep_checkpoints", "log_steps", "workers"),
+    *("save_steps", "keep_checkpoints", "log_steps", "workers", "tracking_uri", "experiment"),
 )
 
 

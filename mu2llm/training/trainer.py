@@ -1,45 +1,63 @@
 """What every stage's trainer does beside training.
 
-It stops at a loss that is no number, reads samples of like length together where it is told their lengths,
-and measures how much it reads and how long it waits for it.
+It stops at a loss that is no number, reads together what is alike, and measures how much it reads and how
+long it waits for it.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+TOGETHER = 4  # samples of one study at most that are read one after another
 
-class ByLength(Sampler[int]):
-    """Every index once, those of like length side by side, drawn anew for each epoch.
 
-    `batch` is the number of samples that all processes read in a step, so that the order does not depend on
-    how many processes there are.
+class Grouped(Sampler[int]):
+    """Every index once, samples of like length side by side, drawn anew for each epoch.
+
+    With `studies`, the study of each sample, up to `TOGETHER` samples of a study stay together, so that a
+    batch holds few volumes. `batch` is the number of samples that all processes read in a step: the order
+    does not depend on how many processes there are.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int):
-        self.lengths, self.batch, self.seed, self.epoch = list(lengths), batch, seed, 0
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, studies: Sequence[str] | None = None):
+        self.seed, self.epoch = seed, 0
+        by_study: dict[Any, list[int]] = defaultdict(list)
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            by_study[studies[index] if studies else index].append(index)
+        ends = [(group, i) for group in by_study.values() for i in range(0, len(group), TOGETHER)]
+        self.groups = [group[i : i + TOGETHER] for group, i in ends]
+        self.longest = [lengths[group[-1]] for group in self.groups]
+        self.batch = max(1, batch // TOGETHER) if studies else batch
+        self.size = len(lengths)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.size
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+        order = get_length_grouped_indices(self.longest, self.batch, generator=generator)
+        return (index for group in order for index in self.groups[group])
+
+
+def samples_a_step(args: TrainingArguments) -> int:
+    """How many samples all processes read between two steps."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 class StageTrainer(Trainer):
-    """Set `lengths`, one for each training sample, to have samples of like length read together."""
+    """Set `order` to have the training samples read in another order than at random."""
 
-    lengths: Sequence[int] | None = None
+    order: Sampler | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -48,13 +66,10 @@ class StageTrainer(Trainer):
     def _start_counting(self) -> None:
         self._waited = 0.0
         self._studies = self._tokens = 0
-        self._since = time.monotonic()
+        self._since, self._from = time.monotonic(), self.state.global_step
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        if self.lengths is None:
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return ByLength(self.lengths, batch, self.args.seed)
+        return self.order or super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
         def timed() -> Iterator:
@@ -86,11 +101,12 @@ class StageTrainer(Trainer):
 
     def _throughput(self) -> dict[str, float]:
         """Of all processes since the last call; `data_wait` is the longest share of time any one waited."""
-        seconds = time.monotonic() - self._since
+        seconds, steps = time.monotonic() - self._since, self.state.global_step - self._from
         mine = torch.tensor([self._studies, self._tokens, self._waited], device=self.args.device)
         studies, tokens, waited = self.accelerator.gather(mine[None]).unbind(1)
         self._start_counting()
         return {
+            "seconds_per_step": round(seconds / max(1, steps), 4),
             "studies_per_second": round(float(studies.sum()) / seconds, 3),
             "tokens_per_second": round(float(tokens.sum()) / seconds, 1),
             "data_wait": round(float(waited.max()) / seconds, 4),

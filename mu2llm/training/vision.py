@@ -27,7 +27,7 @@ from mu2llm.training.data import read_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.muon import MuonAdamW
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
-from mu2llm.training.trainer import StageTrainer
+from mu2llm.training.trainer import StageTrainer, samples_a_step
 from mu2llm.training.worker import main
 
 MATRIX_LR = 10.0  # Muon's rate for matrices, in learning rates of all else
@@ -167,9 +167,7 @@ def train(config: TrainConfig) -> bool:
     others = [p for n, p in learning.items() if n not in matrices]
     rate = config.learning_rate
     optimizer = MuonAdamW(matrices.values(), others, MATRIX_LR * rate, rate)
-    steps = config.max_steps or int(
-        config.epochs * len(studies) / (config.per_device_batch * config.grad_accum * max(1, args.world_size))
-    )
+    steps = config.max_steps or int(config.epochs * len(studies) / samples_a_step(args))
     schedule = get_scheduler(config.schedule, optimizer, int(config.warmup_ratio * steps), steps)
     trainer = StageTrainer(
         model=model,

@@ -42,7 +42,7 @@ def killed(run):
 def test_killed_at_random_steps_it_ends_in_the_same_weights_and_losses(hospital, tmp_path, kills):
     # Three steps are an epoch: kills fall inside epochs, at their ends, and into the writing of checkpoints.
     values = {"max_steps": 5 * kills, "save_steps": 1, "tasks": {"report": 1, "vqa": 1}, "zero_stage": 2}
-    values |= {"per_device_batch": 4, "group_by_length": True}
+    values |= {"per_device_batch": 4, "group": "study"}
     launch("sft", written(hospital, "sft", tmp_path / "whole", **values))
     config = written(hospital, "sft", tmp_path / "killed", **values)
     rng = random.Random(kills)
