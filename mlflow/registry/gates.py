@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from mu2llm.registry.store import NAME, champion, fetch_evaluation, find, open_registry
+from mu2llm.registry.store import NAME, champion, fetch_evaluation, find
+from mu2llm.tracking import open_mlflow
 
 FIELDS = {
     "at_least": {"metric", "bound"},
@@ -49,7 +50,7 @@ def gate(
     Each result becomes a tag `gate.<rule>` of the version, the verdict the tag `gate`: "passed" or "failed".
     """
     chosen = read_rules(rules)
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     candidate = find(client, version, name)
     with tempfile.TemporaryDirectory() as folder:
         own = fetch_evaluation(client, candidate, Path(folder, "candidate"))

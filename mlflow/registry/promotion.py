@@ -5,7 +5,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from mu2llm.registry.store import CHALLENGER, CHAMPION, NAME, champion, find, open_registry, registered_model
+from mu2llm.registry.store import CHALLENGER, CHAMPION, NAME, champion, find, registered_model
+from mu2llm.tracking import open_mlflow
 
 EVENT = "event."
 
@@ -17,7 +18,7 @@ def promote(version: int | str, *, tracking_uri: str, name: str = NAME, by: str 
     `rollback` knows the way back even when this call dies in the middle. Returns the event: action, version,
     previous, by, at (UTC).
     """
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     candidate = find(client, version, name)
     verdict = candidate.tags.get("gate")
     if verdict != "passed":
@@ -45,7 +46,7 @@ def promote(version: int | str, *, tracking_uri: str, name: str = NAME, by: str 
 
 def rollback(*, tracking_uri: str, name: str = NAME, by: str = "") -> dict[str, Any]:
     """Makes the version champion again that was it before the present one; returns the event."""
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     now = champion(client, name)
     if now is None:
         raise ValueError(f"{name!r} has no champion, so there is nothing to roll back")
@@ -62,7 +63,7 @@ def rollback(*, tracking_uri: str, name: str = NAME, by: str = "") -> dict[str, 
 
 def history(*, tracking_uri: str, name: str = NAME) -> list[dict[str, Any]]:
     """Every promotion and rollback, oldest first."""
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     tags = registered_model(client, name).tags
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(EVENT)]
 

@@ -1,9 +1,10 @@
-"""The way to MLflow: opening a registry, naming versions, fetching what they hold."""
+"""The registry in MLflow: naming versions, fetching what they hold."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from mu2llm.tracking import open_mlflow
 
 NAME = "mu2llm"
 CHAMPION = "champion"
@@ -11,46 +12,9 @@ CHALLENGER = "challenger"
 EVALUATION = "evaluation"  # the run's artifact folder with evaluation.json, drafts.jsonl and report.html
 
 
-def open_registry(tracking_uri: str) -> Any:
-    """An `MlflowClient`; a SQLite file is made when missing. Sets MLflow's tracking URI for this process.
-
-    Takes `sqlite:///path/mlflow.db` or the http(s) address of an MLflow server.
-    """
-    # MLflow reports usage to its makers unless it is told not to: not from a hospital.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow
-
-    if database := _database(tracking_uri):
-        database.parent.mkdir(parents=True, exist_ok=True)
-    elif not tracking_uri.startswith(("http://", "https://")):
-        raise ValueError(
-            f"tracking URI {tracking_uri!r} is not understood: give sqlite:///path/mlflow.db, or the http(s) "
-            "address of an MLflow server"
-        )
-    mlflow.set_tracking_uri(tracking_uri)
-    return mlflow.MlflowClient(tracking_uri)
-
-
-def experiment_id(client: Any, tracking_uri: str, name: str) -> str:
-    """The experiment's id; it is made when missing, with its artifacts beside a SQLite file."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    database = _database(tracking_uri)
-    location = (database.parent / "artifacts").as_uri() if database else None
-    return client.create_experiment(name, artifact_location=location)
-
-
-def _database(tracking_uri: str) -> Path | None:
-    if not tracking_uri.startswith("sqlite:///"):
-        return None
-    return Path(tracking_uri.removeprefix("sqlite:///")).resolve()
-
-
 def resolve(version: int | str, *, tracking_uri: str, name: str = NAME) -> int:
     """The number of a version that is given by number or by alias; `ValueError` when there is none."""
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     return int(find(client, version, name).version)
 
 
@@ -86,14 +50,14 @@ def champion(client: Any, name: str) -> Any | None:
 
 def versions(*, tracking_uri: str, name: str = NAME) -> list[dict[str, Any]]:
     """All versions, newest first: version, aliases, run_id, created (milliseconds since the epoch), tags."""
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     found = client.search_model_versions(f"name = '{name}'")
     return sorted((_described(client, v) for v in found), key=lambda v: -v["version"])
 
 
 def show(version: int | str, *, tracking_uri: str, name: str = NAME) -> dict[str, Any]:
     """One version, by number or alias, with its model card (Markdown) as `card`."""
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     found = find(client, version, name)
     return {**_described(client, found), "card": found.description}
 
@@ -111,7 +75,7 @@ def _described(client: Any, version: Any) -> dict[str, Any]:
 
 def fetch(version: int | str, folder: str | Path, *, tracking_uri: str, name: str = NAME) -> Path:
     """Copies a version's model folder (weights, configuration, processor) into `folder`; returns its path."""
-    client = open_registry(tracking_uri)
+    client = open_mlflow(tracking_uri)
     from mlflow.models import Model
 
     import mlflow
