@@ -1,5 +1,5 @@
-"""Vision pre-training by contrast, as M3D-CLIP (Bai et al. 2024): a volume is told by its report, and a report
-by its volume, from all others of the batch.
+"""Vision pre-training by contrast, as M3D-CLIP (Bai et al. 2024): a volume is told by its report, and a
+report by its volume, from all others of the batch.
 
 The larger the batch, the more there is to tell apart; volumes and reports of all processes count. Two studies
 whose reports read alike are still taken for different ones.

@@ -35,7 +35,7 @@ def test_volumes_of_phantoms_find_their_reports(tmp_path):
 
     from mu2llm.data.phantom import write_phantoms
     from mu2llm.training.muon import MuonAdamW
-    from mu2llm.training.vision import _by_muon
+    from mu2llm.training.vision import _by_muon, whiten
 
     write_phantoms(tmp_path, 48, preset="demo", seed=0)
     with (tmp_path / "reports.csv").open(encoding="utf-8") as file:
@@ -58,6 +58,7 @@ def test_volumes_of_phantoms_find_their_reports(tmp_path):
     model.add_heads()
     model.language_model.requires_grad_(False)
     frames = FrameCache([study.volume for study in studies], processor, tmp_path)
+    whiten(model, frames, studies)
     dataset = ReportDataset(studies, frames)
     batch = collate_reports(processor)([dataset[i] for i in range(48)])
 
@@ -71,8 +72,8 @@ def test_volumes_of_phantoms_find_their_reports(tmp_path):
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = [p for name, p in learning.items() if p.ndim == 2 and _by_muon(name)]
     others = [p for name, p in learning.items() if not (p.ndim == 2 and _by_muon(name))]
-    optimizer = MuonAdamW(matrices, others, 0.02, 0.002)
-    for _ in range(60):
+    optimizer = MuonAdamW(matrices, others, 0.01, 0.001)
+    for _ in range(45):
         optimizer.zero_grad()
         model(**batch).loss.backward()
         optimizer.step()
