@@ -58,10 +58,7 @@ class StageTrainer(Trainer):
     """Set `order` to have the training samples read in another order than at random."""
 
     order: Sampler | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._start_counting()
+    _since: float | None = None  # counting starts with the first batch, not with what is prepared before
 
     def _start_counting(self) -> None:
         self._waited = 0.0
@@ -72,6 +69,9 @@ class StageTrainer(Trainer):
         return self.order or super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> Any:
+        if self._since is None:
+            self._start_counting()
+
         def timed() -> Iterator:
             while True:
                 began = time.monotonic()
@@ -101,6 +101,7 @@ class StageTrainer(Trainer):
 
     def _throughput(self) -> dict[str, float]:
         """Of all processes since the last call; `data_wait` is the longest share of time any one waited."""
+        assert self._since is not None
         seconds, steps = time.monotonic() - self._since, self.state.global_step - self._from
         mine = torch.tensor([self._studies, self._tokens, self._waited], device=self.args.device)
         studies, tokens, waited = self.accelerator.gather(mine[None]).unbind(1)
