@@ -57,8 +57,9 @@ def train(config: TrainConfig) -> bool:
     studies = [study for study in read_studies(config.studies).values() if study.split == "train"]
     by_labels = config.objective == "labels"
     labels, named = findings_named(studies) if by_labels else ([], {})
-    args = TrainingArguments(**training_arguments(config), ddp_find_unused_parameters=False)
+    args = TrainingArguments(**training_arguments(config))
     model, processor = load_model(config, SeeingModel if by_labels else MatchingModel)
+    args.ddp_find_unused_parameters = model.config.selection == "hard"  # no gradient reaches its scores
     frames = load_frames(config, {study.study_id: study for study in studies}, processor, args)
     model.language_model.requires_grad_(False)
     dataset: LabelDataset | ReportDataset
