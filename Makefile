@@ -9,13 +9,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mu2-ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test test-fast check manifests manifests-lint images clean
+.PHONY: setup demo test test-fast test-containers check manifests manifests-lint images clean
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mu2llm/__init__.py)
 IMAGES := base train triton
 # An image's base is replaced by <image>_BASE, pip's settings are given with PIP_CONF, a file that no layer keeps:
 #   make images IMAGES=base base_BASE=our/python:3.12 PIP_CONF=/etc/pip.conf
 PIP_CONF ?=
+# The client, and more options for `docker build`: make images DOCKER=/usr/bin/docker BUILD_OPTIONS=--network=host
+DOCKER ?= docker
+BUILD_OPTIONS ?=
 comma := ,
 
 setup: $(READY)
@@ -30,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt torch==2.13.0
 	@$(BIN)/python -c 'import torch; print(torch.__version__)' > $(VENV)/.torch-version
 	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation deepspeed
-	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[train,platform,client,dev]'
+	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[train,platform,client,server,dev]'
 	@test "$$($(BIN)/python -c 'import torch; print(torch.__version__)')" = "$$(cat $(VENV)/.torch-version)" \
 		|| { echo "mu2: error: a package replaced torch $$(cat $(VENV)/.torch-version): see pip's output above" >&2; exit 2; }
 	$(BIN)/python -m mu2llm.serving.triton_binary
@@ -45,6 +48,11 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow and not long' -n auto --dist loadfile
+
+# Builds the images on Debian bases and runs the pipeline in them. Needs a Docker engine, or root and docker.io
+# with debootstrap; the images stay in build/containers.
+test-containers: setup
+	MU2_TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/containers --durations=10
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -67,7 +75,7 @@ images:
 	@mkdir -p wheels
 	@for image in $(IMAGES); do \
 		case $$image in base) base='$(base_BASE)';; train) base='$(train_BASE)';; triton) base='$(triton_BASE)';; esac; \
-		DOCKER_BUILDKIT=1 docker build --file images/$$image/Dockerfile --tag mu2llm/$$image:$(VERSION) \
+		DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_OPTIONS) --file images/$$image/Dockerfile --tag mu2llm/$$image:$(VERSION) \
 			$${base:+--build-arg BASE_IMAGE=$$base} $(if $(PIP_CONF),--secret 'id=pip$(comma)src=$(PIP_CONF)') \
 			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit 1; \
 	done

@@ -1,8 +1,10 @@
 """The paper's equations written out literally, for tests and benchmarks to hold the model against.
 
-Nothing here shares code with the model: attention scores are materialised, tokens are selected one by one.
+Only the weights are the model's, and torch's own layers that hold them. What is computed with them is
+written here a second time: attention scores are materialised, tokens are selected one by one.
 """
 
+import itertools
 import math
 
 import torch
@@ -86,9 +88,17 @@ def projector(projector, tokens):
     return projector.fc2(F.gelu(projector.fc1(cubes)))
 
 
+def patches(config, frames):
+    """Frames (B, K, H, W) cut patch by patch: (B, N, voxels)."""
+    centred = (frames - config.image_mean) / config.image_std
+    (slices, rows, columns), (pz, py, px) = frames.shape[1:], config.patch_size
+    corners = itertools.product(range(0, slices, pz), range(0, rows, py), range(0, columns, px))
+    return torch.stack([centred[:, z : z + pz, y : y + py, x : x + px].flatten(1) for z, y, x in corners], 1)
+
+
 def tower(vision, frames):
     """The ViT with its attention scores materialised: frames (B, K, H, W) → (B, N, D)."""
-    x = vision.patch_embedding(vision.patches(frames)) + vision.position_embeddings
+    x = vision.patch_embedding(patches(vision.config, frames)) + vision.position_embeddings
     x = torch.cat([vision.cls_token.expand(len(x), -1, -1), x], dim=1)
     for block in vision.blocks:
         q, k, v = block.qkv(block.norm1(x)).unflatten(-1, (3, block.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -7,6 +7,7 @@ wrong ends with one line and status 1. `--debug` shows the traceback of both.
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from mu2llm import NOTICE, __version__
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in words
     args = parse([word for word in words if word != "--debug"])
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars over loaded tensors
     if debug:
         os.environ["MU2_DEBUG"] = "1"  # for the processes of pipeline steps
     try:
@@ -71,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def line(error: Exception) -> str:
     """One line about an error: the file first where the system complains, the type where it is our fault."""
+    if isinstance(error, FileExistsError) and error.filename and Path(error.filename).is_file():
+        return f"{error.filename} is a file where a folder is wanted: name another place"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

@@ -75,12 +75,13 @@ def build(cluster: ClusterSettings) -> Callable:
         read = ingest(dataset=dataset, root=root, dataset_version=dataset_version, settings=ingest_settings)
         studies = read.outputs["studies"]
         written = corpus(studies=studies, settings=corpus_settings)
-        seeing = vision(studies=studies, settings=vision_settings, work=work)
+        seeing = vision(studies=studies, settings=vision_settings, job=cluster.job(), work=work)
         tuned = sft(
             studies=studies,
             samples=written.outputs["samples"],
             start=seeing.outputs["model"],
             settings=sft_settings,
+            job=cluster.job(),
             work=work,
         )
         evaluated_sft = evaluate(
@@ -94,6 +95,7 @@ def build(cluster: ClusterSettings) -> Callable:
             pairs=ranked.outputs["pairs"],
             start=tuned.outputs["model"],
             settings=dpo_settings,
+            job=cluster.job(),
             work=work,
         )
         evaluated = evaluate(
@@ -128,21 +130,36 @@ def build(cluster: ClusterSettings) -> Callable:
             ranked.after(evaluated_sft)
 
         light = (read, written, registered, gated, promoted, deployed, refused)
-        for task in light:
+        training, drafting = (seeing, tuned, preferring), (ranked, evaluated_sft, evaluated)
+        for image, tasks in ((cluster.base_image, light), (cluster.train_image, training + drafting)):
+            for task in tasks if image else ():
+                task.set_container_image(image)
+        for task in light + (training if cluster.job() else ()):
             task.set_cpu_limit(cluster.cpu).set_memory_limit(cluster.memory)
-        for task in (seeing, tuned, ranked, preferring, evaluated_sft, evaluated):
+        for task in drafting + (() if cluster.job() else training):
             _training_resources(task, cluster)
+        for task in training + drafting if cluster.retries else ():
+            task.set_retry(num_retries=cluster.retries, backoff_duration="60s", backoff_factor=2.0)
         for task in (registered, gated, promoted, deployed, refused):
             task.set_caching_options(False)  # they change the registry and the endpoint
-        for task in (read, seeing, tuned, ranked, preferring, evaluated_sft, evaluated, deployed):
+        for task in (read, *training, *drafting, deployed):
             if cluster.work_claim:
                 kubernetes.mount_pvc(task, pvc_name=cluster.work_claim, mount_path="/work")
-        for task in (read, written, *light[2:], seeing, tuned, ranked, preferring, evaluated_sft, evaluated):
+        for task in (*light, *training, *drafting):
             if cluster.storage_secret:
                 keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MU2_S3_ENDPOINT")
                 kubernetes.use_secret_as_env(
                     task, secret_name=cluster.storage_secret, secret_key_to_env={key: key for key in keys}
                 )
+
+        if cluster.hospital_secret:
+            names = ("MU2_DEID_KEY", "MU2_DICOMWEB_TOKEN", "MU2_DICOMWEB_USER", "MU2_DICOMWEB_PASSWORD")
+            kubernetes.use_secret_as_env(
+                read,
+                secret_name=cluster.hospital_secret,
+                secret_key_to_env={name: name for name in names},
+                optional=True,  # a folder needs no access to a server
+            )
 
         return Outputs(
             studies=studies,
@@ -158,7 +175,7 @@ def build(cluster: ClusterSettings) -> Callable:
 
 
 def _training_resources(task: dsl.PipelineTask, cluster: ClusterSettings) -> None:
-    """Limits, GPUs with their taint tolerated, shared memory for the processes, retries."""
+    """Limits, GPUs with their taint tolerated, shared memory for the processes."""
     task.set_cpu_limit(cluster.train_cpu).set_memory_limit(cluster.train_memory)
     if cluster.gpus:
         task.set_accelerator_type(cluster.gpu_type).set_accelerator_limit(cluster.gpus)
@@ -169,5 +186,3 @@ def _training_resources(task: dsl.PipelineTask, cluster: ClusterSettings) -> Non
         kubernetes.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=cluster.shared_memory
         )
-    if cluster.retries:
-        task.set_retry(num_retries=cluster.retries, backoff_duration="60s", backoff_factor=2.0)

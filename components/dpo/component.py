@@ -12,6 +12,7 @@ def dpo(
     pairs: Input[Dataset],
     start: Input[Model],
     settings: dict,
+    job: dict,
     work: str,
     model: Output[Model],
     metrics: Output[Metrics],
@@ -23,6 +24,8 @@ def dpo(
         pairs: the folder of `preferences`.
         start: the model to start from, which is the reference too.
         settings: `preset`, `nproc` and settings of `TrainConfig`.
+        job: nodes, gpus and more of `mu2llm.components.train_job.Job`, to train in a TrainJob; empty: in this
+            pod, in `nproc` processes.
         work: folder that outlives the step: checkpoints and prepared frames.
         model: the model after this stage.
         metrics: what the stage measured.
@@ -38,4 +41,4 @@ def dpo(
             "data": Path(pairs.path) / "preferences.jsonl",
             "model": Path(start.path),
         }
-        train("dpo", settings, work, inputs, model, metrics)
+        train("dpo", settings, job, work, inputs, model, metrics)

@@ -12,6 +12,7 @@ def sft(
     samples: Input[Dataset],
     start: Input[Model],
     settings: dict,
+    job: dict,
     work: str,
     model: Output[Model],
     metrics: Output[Metrics],
@@ -23,6 +24,8 @@ def sft(
         samples: the folder of `corpus`.
         start: the model to start from.
         settings: `preset`, `nproc` and settings of `TrainConfig`.
+        job: nodes, gpus and more of `mu2llm.components.train_job.Job`, to train in a TrainJob; empty: in this
+            pod, in `nproc` processes.
         work: folder that outlives the step: checkpoints and prepared frames.
         model: the model after this stage.
         metrics: what the stage measured.
@@ -38,4 +41,4 @@ def sft(
             "data": Path(samples.path) / "samples.jsonl",
             "model": Path(start.path),
         }
-        train("sft", settings, work, inputs, model, metrics)
+        train("sft", settings, job, work, inputs, model, metrics)

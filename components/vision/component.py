@@ -10,6 +10,7 @@ from mu2llm.components import images
 def vision(
     studies: Input[Dataset],
     settings: dict,
+    job: dict,
     work: str,
     model: Output[Model],
     metrics: Output[Metrics],
@@ -20,6 +21,8 @@ def vision(
         studies: the folder of `ingest`.
         settings: `preset`, `nproc` and settings of `TrainConfig`; `model`, the folder to start from, without
             which a small random model is made (its sizes: `start`).
+        job: nodes, gpus and more of `mu2llm.components.train_job.Job`, to train in a TrainJob; empty: in this
+            pod, in `nproc` processes.
         work: folder that outlives the step: checkpoints and prepared frames.
         model: the model after this stage.
         metrics: what the stage measured.
@@ -30,4 +33,6 @@ def vision(
     from mu2llm.components.train import train
 
     with step():
-        train("vision", settings, work, {"studies": Path(studies.path) / "studies.jsonl"}, model, metrics)
+        train(
+            "vision", settings, job, work, {"studies": Path(studies.path) / "studies.jsonl"}, model, metrics
+        )

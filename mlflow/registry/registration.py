@@ -9,8 +9,7 @@ from typing import Any
 
 import mu2llm
 from mu2llm.registry.card import model_card
-from mu2llm.registry.store import CHALLENGER, EVALUATION, NAME
-from mu2llm.tracking import experiment_id, open_mlflow
+from mu2llm.registry.store import CHALLENGER, EVALUATION, NAME, experiment_id, open_registry
 
 EVALUATION_FILES = ("evaluation.json", "drafts.jsonl", "report.html")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -39,7 +38,7 @@ def register(
     """
     model, evaluation = Path(model), Path(evaluation)
     result = _checked(model, evaluation)
-    client = open_mlflow(tracking_uri)
+    client = open_registry(tracking_uri)
     import mlflow
 
     card = model_card(result, json.loads((model / "config.json").read_text(encoding="utf-8")))

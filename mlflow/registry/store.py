@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mu2llm.tracking import open_mlflow
+from mu2llm.tracking import experiment_id as experiment_id
+from mu2llm.tracking import open_mlflow as open_registry
 
 NAME = "mu2llm"
 CHAMPION = "champion"
@@ -14,7 +15,7 @@ EVALUATION = "evaluation"  # the run's artifact folder with evaluation.json, dra
 
 def resolve(version: int | str, *, tracking_uri: str, name: str = NAME) -> int:
     """The number of a version that is given by number or by alias; `ValueError` when there is none."""
-    client = open_mlflow(tracking_uri)
+    client = open_registry(tracking_uri)
     return int(find(client, version, name).version)
 
 
@@ -50,14 +51,14 @@ def champion(client: Any, name: str) -> Any | None:
 
 def versions(*, tracking_uri: str, name: str = NAME) -> list[dict[str, Any]]:
     """All versions, newest first: version, aliases, run_id, created (milliseconds since the epoch), tags."""
-    client = open_mlflow(tracking_uri)
+    client = open_registry(tracking_uri)
     found = client.search_model_versions(f"name = '{name}'")
     return sorted((_described(client, v) for v in found), key=lambda v: -v["version"])
 
 
 def show(version: int | str, *, tracking_uri: str, name: str = NAME) -> dict[str, Any]:
     """One version, by number or alias, with its model card (Markdown) as `card`."""
-    client = open_mlflow(tracking_uri)
+    client = open_registry(tracking_uri)
     found = find(client, version, name)
     return {**_described(client, found), "card": found.description}
 
@@ -75,7 +76,7 @@ def _described(client: Any, version: Any) -> dict[str, Any]:
 
 def fetch(version: int | str, folder: str | Path, *, tracking_uri: str, name: str = NAME) -> Path:
     """Copies a version's model folder (weights, configuration, processor) into `folder`; returns its path."""
-    client = open_mlflow(tracking_uri)
+    client = open_registry(tracking_uri)
     from mlflow.models import Model
 
     import mlflow

@@ -15,10 +15,20 @@ REGIONS = ("chest", "abdomen", "pelvis")
 def read_folder(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[Reject]]:
     """Reads reports.csv, and labels.csv where there is one, into Study records; opens no volume.
 
+    Patients without a split are spread by a hash of `seed` and their id, about 80 / 10 / 10. Returns and
+    raises what `read_rows` does, and ValueError when a patient stands in two splits.
+    """
+    studies, rejects = read_rows(root)
+    spread(studies, seed)
+    return studies, rejects
+
+
+def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
+    """The rows as studies, `split` being "" where a row gives none.
+
     Returns the studies, and for each row that is none a reject {"volume", "row", "reason"}; `row` counts as a
-    spreadsheet does, the header being row 1. Patients without a split are spread by a hash of `seed` and
-    their id, about 80 / 10 / 10. Raises FileNotFoundError or ValueError when the folder or reports.csv cannot
-    be used at all, or when a patient stands in two splits.
+    spreadsheet does, the header being row 1. Raises FileNotFoundError or ValueError when the folder or
+    reports.csv cannot be used at all.
     """
     root = Path(root).resolve()
     if not root.is_dir():
@@ -39,7 +49,7 @@ def read_folder(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[R
         name = stem if alone else _bare(row["volume"]).strip("/").replace("/", "_")
         truth = labels.pop(row["volume"], None)
         try:
-            study = _study(root, row, name)
+            study = study_of_row(row, name, str(below(root, row["volume"])))
             if isinstance(truth, RowError):
                 raise truth
             for what in (f"volume {study.volume}", f"study_id {study.study_id}"):
@@ -51,13 +61,11 @@ def read_folder(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[R
         else:
             studies.append(study)
     rejects += [reject(volume, 0, "labels.csv names it, reports.csv does not") for volume in labels]
-    spread(studies, seed)
     return studies, rejects
 
 
-def _study(root: Path, row: Row, name: str) -> Study:
-    """One row as a Study; its split is "" where the row gives none."""
-    path = below(root, row["volume"])
+def study_of_row(row: Row, name: str, volume: str) -> Study:
+    """One row as a Study; its split is "" where the row gives none. RowError when the row cannot be used."""
     findings, impression = row.get("findings", ""), row.get("impression", "")
     if not findings:
         findings = row["report"]
@@ -75,7 +83,7 @@ def _study(root: Path, row: Row, name: str) -> Study:
         patient_id=row.get("patient_id") or name,
         dataset="folder",
         split=split,  # type: ignore[arg-type]  # filled by spread
-        volume=str(path),
+        volume=volume,
         intensity="hu",
         report=Report(findings, impression, {region: findings} if region else {}),
     )

@@ -5,29 +5,32 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mu2llm import storage
+from mu2llm.data import privacy
 from mu2llm.data.abdomen_atlas import read_abdomen_atlas
 from mu2llm.data.amos_mm import read_amos_mm
 from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
-from mu2llm.data.dicom import read_dicom
+from mu2llm.data.dicom import read_dicom, remove_unused
+from mu2llm.data.dicomweb import is_server
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
+from mu2llm.data.pool import each
+from mu2llm.data.publish import publish, publish_rejects
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
-from mu2llm.data.tables import Reject, reject
+from mu2llm.data.tables import Reject, reject, tell_rejects
 
 log = logging.getLogger(__name__)
 
 READERS: dict[str, Callable[..., tuple[list[Study], list[Reject]]]] = {
     "folder": read_folder,
     "phantom": read_folder,
-    "dicom": read_dicom,
     "ct-rate": read_ct_rate,
     "amos-mm": read_amos_mm,
     "abdomen-atlas": read_abdomen_atlas,
@@ -42,41 +45,88 @@ def ingest(
     *,
     seed: int = 0,
     workers: int | None = None,
+    scrub: bool | None = None,
+    key_file: str | Path | None = None,
+    reports: str | Path | None = None,
+    allow_gaps: bool = False,
     **phantom: Any,
 ) -> dict[str, Any]:
     """Reads a dataset and writes `out/studies.jsonl`, `out/rejects.jsonl` and `out/ingest.json`.
 
-    dataset: a name of `READERS`; docs/data.md shows the layout that each reads below `root`. Of "phantom"
-        `root` is filled first by `mu2llm.data.phantom.write_phantoms(root, **phantom, seed=seed)` (count,
-        preset), unless it holds phantoms and no `phantom` is given.
-    root: a local folder, or s3://bucket/key, which is copied to `out/source` first.
-    out: a local folder. Volumes of stored values are written into `out/volumes` in HU; others stay.
+    dataset: a name of `READERS`, or "dicom"; docs/data.md shows the layout that each reads below `root`. Of
+        "phantom" `root` is filled first by `mu2llm.data.phantom.write_phantoms(root, **phantom, seed=seed)`
+        (count, preset), unless it holds phantoms and no `phantom` is given.
+    root: a local folder, or s3://bucket/key, which is copied to `out/source` first; of "dicom" also a
+        DICOMweb server, dicomweb+https://host/path. Of "dicom" only what was de-identified comes into `out`.
+    out: a local folder, or s3://bucket/key, where all of it appears at the end. Volumes of stored values are
+        written into `out/volumes` in HU; others stay.
     seed: of the split by patient, where the dataset gives none.
     workers: processes that open volumes; all cores by default.
+    scrub: whether names, dates, telephone numbers and ids are taken out of the reports; by default those of
+        "folder" are, those of published datasets and phantoms are not, and those of "dicom" always are.
+    key_file: of "dicom", the key of the pseudonyms (`mu2llm.data.pseudonyms.read_key`).
+    reports: the table of reports for a DICOMweb server.
+    allow_gaps: DICOM series with missing or unevenly spaced slices are resampled and written into
+        `out/volumes`, in place of being rejected; `meta["filled"]` says so.
     Returns what ingest.json holds: counts of studies, patients, splits and rejects, and how often each
     finding stands in the labels (or, where there are none of a study, in its report).
     Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row.
     """
-    if dataset not in READERS:
-        raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}')
-    if "://" in str(out):
-        raise ValueError(f"{out}: ingest writes to a local folder; give one and copy it from there")
+    if dataset not in (*READERS, "dicom"):
+        raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}, dicom')
     if dataset == "phantom":
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
-    out = Path(out)
-    root = storage.fetch(root, out / "source")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: a file, not a folder with a dataset")
-    studies, rejects = READERS[dataset](root, seed=seed)
+    options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
+    options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
+    out = str(out).rstrip("/") or "/"
+    if not storage.is_remote(out):
+        return _ingest(dataset, root, Path(out), out, **options)
+    with TemporaryDirectory() as folder:
+        try:
+            summary = _ingest(dataset, root, Path(folder), out, **options)
+        except ValueError:
+            publish_rejects(folder, out)
+            raise
+        publish(folder, out, str(root))
+    return summary
+
+
+def _ingest(
+    dataset: str,
+    root: str | Path,
+    out: Path,
+    shown: str,
+    *,
+    seed: int,
+    workers: int,
+    scrub: bool | None,
+    key_file: str | Path | None,
+    reports: str | Path | None,
+    allow_gaps: bool,
+) -> dict[str, Any]:
+    """`ingest` into a local folder, which messages call `shown`."""
+    if dataset == "dicom":
+        if scrub is False:
+            raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
+        studies, rejects = read_dicom(
+            root, out, seed=seed, workers=workers, key_file=key_file, reports=reports
+        )
+    else:
+        if key_file is not None or reports is not None:
+            raise ValueError(f'--key-file and --reports are for the "dicom" dataset, not for "{dataset}"')
+        studies, rejects = _read(dataset, root, out, seed, dataset == "folder" if scrub is None else scrub)
     check_splits(studies)
     total = len(studies)
     studies = list(_of_their_own_name(studies, rejects))
-    studies = list(_check_all(studies, rejects, out / "volumes", workers or os.cpu_count() or 1))
+    studies = list(_check_all(studies, rejects, out / "volumes", workers, allow_gaps))
+    if dataset == "dicom":
+        remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
+    tell_rejects(rejects, f"{shown}/rejects.jsonl")
     if not studies:
-        raise ValueError(_nothing_left(root, out, rejects))
+        raise ValueError(_nothing_left(root, shown, rejects))
     for study in studies:
         study.dataset = dataset
     write_jsonl(out / "studies.jsonl", studies)
@@ -89,6 +139,21 @@ def ingest(
     return summary
 
 
+def _read(
+    dataset: str, root: str | Path, out: Path, seed: int, scrub: bool
+) -> tuple[list[Study], list[Reject]]:
+    """What the dataset's reader finds below `root`, with scrubbed reports if so wanted."""
+    place = storage.fetch(root, out / "source")
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place}: a file, not a folder with a dataset")
+    studies, rejects = READERS[dataset](place, seed=seed)
+    if scrub:
+        privacy.scrub_all(studies, place, out)
+        if "://" in str(root):
+            (place / "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
+    return studies, rejects
+
+
 def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None:
     from mu2llm.data.phantom import write_phantoms
 
@@ -97,7 +162,7 @@ def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None
     if not options and (Path(root) / "phantom.txt").exists():
         return
     if "count" not in options:
-        raise ValueError(f"{root}: how many phantoms? Give count")
+        raise ValueError(f"{root}: how many phantoms? Give --count N")
     write_phantoms(Path(root), **options, seed=seed)
 
 
@@ -113,23 +178,26 @@ def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[
             rejects.append(reject(study.meta["file"], study.meta["row"], reason))
 
 
-def _check_all(studies: list[Study], rejects: list[Reject], copies: Path, workers: int) -> Iterator[Study]:
+def _check_all(
+    studies: list[Study], rejects: list[Reject], copies: Path, workers: int, allow_gaps: bool
+) -> Iterator[Study]:
     """Yields the studies whose volume is sound, with what was found in `meta`; the others go to `rejects`."""
     first: dict[str, Study] = {}  # by the hash of the voxels
-    for done, (study, found) in enumerate(zip(studies, _found(studies, copies, workers), strict=True), 1):
+    check = partial(check_volume_file, copies=copies, allow_gaps=allow_gaps)
+    for done, (study, found) in enumerate(zip(studies, each(check, studies, workers), strict=True), 1):
         reason, copy = found.pop("reason", None), found.pop("copy", None)
         if reason is None and first.setdefault(found["sha256"], study) is not study:
             reason = _same_voxels(study, first[found["sha256"]])
         if reason is None:
             study.meta |= found
-            if copy:
-                study.meta["stored_volume"], study.volume, study.intensity = study.volume, copy, "hu"
+            if copy and study.intensity == "stored":
+                study.meta["stored_volume"], study.intensity = study.volume, "hu"
+            study.volume = copy or study.volume
             yield study
         else:
             if copy:
                 Path(copy).unlink()
             rejects.append(reject(study.meta["file"], study.meta["row"], reason))
-            log.warning("rejected: study %s: %s", study.study_id, reason)
         if done % 500 == 0 or done == len(studies):
             log.info("ingest: %d of %d volumes checked", done, len(studies))
 
@@ -139,18 +207,11 @@ def _same_voxels(study: Study, first: Study) -> str:
     return f"the same voxels as study {first.study_id}{where}; list each CT once"
 
 
-def _found(studies: list[Study], copies: Path, workers: int) -> Iterator[dict[str, Any]]:
-    check = partial(check_volume_file, copies=copies)
-    if workers == 1 or len(studies) < 16:
-        yield from map(check, studies)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(check, studies, chunksize=8)
-
-
-def _nothing_left(root: Path, out: Path, rejects: list[Reject]) -> str:
+def _nothing_left(root: str | Path, out: str, rejects: list[Reject]) -> str:
     """Why no study is left, with the remedy."""
-    if all(name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)):
+    if not is_server(root) and all(
+        name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)
+    ):
         return (
             f"{root} holds no CT (.nii, .nii.gz, DICOM folder or zip); put the volumes beside reports.csv, "
             "or of a published dataset where docs/data.md shows them"
@@ -158,7 +219,8 @@ def _nothing_left(root: Path, out: Path, rejects: list[Reject]) -> str:
     if not rejects:
         return f"{root}: its table has no rows; write one row for each CT"
     reason, count = Counter(reject["reason"] for reject in rejects).most_common(1)[0]
-    example = next(reject["volume"] for reject in rejects if reject["reason"] == reason)
+    first = next(reject for reject in rejects if reject["reason"] == reason)
+    example = first["volume"] or f"row {first['row']}"
     return (
         f"none of {len(rejects)} rows can be used; {count} times, as for {example}: {reason} "
         f"(all reasons: {out}/rejects.jsonl)"

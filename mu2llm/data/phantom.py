@@ -6,15 +6,14 @@
 
 import csv
 import gzip
-import os
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
+from mu2llm.data.pool import each
 from mu2llm.volume.phantom import PRESETS, Findings, draw_findings, render
 
 # Truth, by the names that `mu2llm.text.findings.finding_keys` gives to present findings.
@@ -46,8 +45,7 @@ def write_phantoms(root: str | Path, count: int, *, preset: str = "demo", seed: 
         return
     (root / "volumes").mkdir(parents=True, exist_ok=True)
     make = partial(_write_one, root, preset, seed)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        rows = list(pool.map(make, range(count), chunksize=16))
+    rows = list(each(make, range(count)))
     _write_csv(root / "reports.csv", [report for report, _ in rows])
     _write_csv(root / "labels.csv", [labels for _, labels in rows])
     stamp.write_text(wanted)

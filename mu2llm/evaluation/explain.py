@@ -1,7 +1,6 @@
 """One volume's draft, and where in the volume it comes from, as files that a viewer opens."""
 
 from pathlib import Path
-from typing import Any
 
 from mu2llm import NOTICE
 from mu2llm.data.records import REPORT_QUESTION
@@ -24,6 +23,11 @@ def explain(
     import nibabel
     import torch
 
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give a folder to write the explanation into")
+
+    from mu2llm.model.explain import as_written
     from mu2llm.volume import load_volume, to_volume
     from mu2llm.volume.pictures import overlay_png
 
@@ -32,21 +36,15 @@ def explain(
     scan = load_volume(volume)
     frames = processor.frames(scan)
 
-    def batch(*answer: list[str]) -> dict[str, Any]:
-        inputs = processor([frames], [question], *answer)
-        return {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
-
-    prompt = batch()
-    room = processor.max_length - prompt["input_ids"].shape[1] - 1  # the draft is read again, with its end
-    max_new_tokens = max(1, min(max_new_tokens, room))
+    inputs = processor([frames], [question]).to(loaded.model.device)
     with torch.inference_mode():
-        ids = loaded.model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
-    draft = processor.decode(ids[0, prompt["input_ids"].shape[1] :])
+        ids = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    tokens = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    draft = processor.decode(tokens)
     if not draft:
         raise ValueError(f"the model answers {volume} with an empty text: there is nothing to explain")
-    strength = loaded.model.explain(**batch([draft]))[0].cpu().numpy()
+    strength = loaded.model.explain(**as_written(inputs, tokens))[0].float().cpu().numpy()
     saliency = to_volume(strength, scan, **processor.preparation)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "draft.txt").write_text(f"{NOTICE}\n\n{draft}\n", encoding="utf-8")
     image = nibabel.Nifti1Image(saliency, scan.affine)

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 
 from mu2llm import __version__
 from mu2llm.evaluation import green
-from mu2llm.evaluation.matching import Note, agreed_denials, asserted, compare
+from mu2llm.evaluation.claims import asserted
+from mu2llm.evaluation.matching import Note, agreed_denials, compare
 from mu2llm.text.findings import Finding, extract
 
 

@@ -13,10 +13,10 @@ The rules, which docs/evaluation.md gives to users:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
+from mu2llm.evaluation.claims import READINGS, Claim, asserted, claims
 from mu2llm.text.findings import Finding
-from mu2llm.text.words import lexicon
 
 # Amount, severity and size in words on one scale: a whole step is significant, half a step is not.
 GRADES = {
@@ -36,48 +36,15 @@ CHARACTERS = (
     {"calcified", "non-calcified"},
     {"solid", "part-solid", "ground-glass", "cystic"},
 )
+# A sign of a disease that both reports name is a detail of it.
+SIGNS = {
+    "appendix enlargement": "appendicitis",
+    "bowel dilatation": "bowel obstruction",
+    "pancreatic enlargement": "pancreatitis",
+}
 SIZE_TOLERANCE_MM = 2.0  # growth below 2 mm is within measurement error (Fleischner Society 2017)
 SIZE_TOLERANCE = 0.2
 SIZE_SAME_MM = 0.5
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One finding that a report states as present or uncertain, with all its mentions."""
-
-    entity: str
-    status: str
-    side: str
-    location: frozenset[str]
-    severity: str
-    sizes: tuple[float, ...]
-    attributes: frozenset[str]
-    comparison: str
-    mentions: tuple[Finding, ...] = field(compare=False)
-
-    @property
-    def order(self) -> tuple:
-        """Content only: the result must not hang on the order of sentences."""
-        return (
-            self.entity,
-            self.side,
-            sorted(self.location),
-            self.sizes,
-            self.severity,
-            self.comparison,
-            self.status,
-        )
-
-    @property
-    def description(self) -> str:
-        """In words: `small left pleural effusion`, `solid right lung nodule (upper, 8 mm), unchanged`."""
-        attributes = sorted(a for a in self.attributes if a not in self.entity)
-        text = " ".join(filter(None, (self.severity, *attributes, self.side, self.entity)))
-        details = [" ".join(sorted(self.location))] if self.location else []
-        details += [f"{size:g} mm" for size in self.sizes]
-        text += f" ({', '.join(details)})" if details else ""
-        text += f", {self.comparison}" if self.comparison else ""
-        return f"possible {text}" if self.status == "uncertain" else text
 
 
 @dataclass(frozen=True)
@@ -89,89 +56,6 @@ class Note:
     text: str
     reference: Claim | None = None
     candidate: Claim | None = None
-
-
-def asserted(finding: Finding) -> bool:
-    """Whether a report says that the finding is there, surely or possibly."""
-    return finding.status != "absent" and finding.comparison != "resolved"
-
-
-def claims(findings: Iterable[Finding]) -> list[Claim]:
-    """What one report says is there, mentions merged; the order of sentences is lost."""
-    single = [claim for finding in findings if asserted(finding) for claim in _sided(finding)]
-    # The fullest mention first: the impression's "pleural effusion" joins "small left pleural effusion".
-    single.sort(key=lambda c: (-_details(c), c.order))
-    merged: list[Claim] = []
-    for claim in single:
-        for index, other in enumerate(merged):
-            if _same_thing(claim, other):
-                merged[index] = _merge(other, claim)
-                break
-        else:
-            merged.append(claim)
-    return sorted(merged, key=lambda c: c.order)
-
-
-def _sided(finding: Finding) -> list[Claim]:
-    place = set(finding.location.split()) - _NO_PLACE - set(finding.entity.split())
-    place |= {larger for part, larger in _WITHIN.items() if part in place}
-    sides = ("left", "right") if finding.side == "bilateral" else (finding.side,)
-    if not lexicon().entities[finding.entity].get("sided"):
-        # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
-        place |= {finding.side} - {"", "bilateral"}
-        sides = ("",)
-    return [
-        Claim(
-            finding.entity,
-            finding.status,
-            side,
-            frozenset(place),
-            finding.severity,
-            tuple(sorted(finding.sizes_mm, reverse=True)),
-            frozenset(finding.attributes),
-            finding.comparison,
-            (finding,),
-        )
-        for side in sides
-    ]
-
-
-_NO_PLACE = {"left", "right", "bilateral", "both", "and", "lobe", "lobes", "lung", "lungs"}
-_WITHIN = {"lingula": "upper", "apex": "upper", "base": "lower"}
-
-
-def _details(claim: Claim) -> int:
-    return sum(
-        map(
-            bool,
-            (claim.side, claim.location, claim.severity, claim.sizes, claim.comparison, claim.attributes),
-        )
-    )
-
-
-def _same_thing(one: Claim, other: Claim) -> bool:
-    """Whether two mentions within one report may speak of one finding: nothing that both state differs."""
-    return (
-        one.entity == other.entity
-        and (not one.side or not other.side or one.side == other.side)
-        and (one.location <= other.location or other.location <= one.location)
-        and (not one.sizes or not other.sizes or one.sizes == other.sizes)
-        and (not one.severity or not other.severity or one.severity == other.severity)
-    )
-
-
-def _merge(first: Claim, second: Claim) -> Claim:
-    return Claim(
-        first.entity,
-        "present" if "present" in (first.status, second.status) else "uncertain",
-        first.side or second.side,
-        first.location | second.location,
-        first.severity or second.severity,
-        first.sizes or second.sizes,
-        first.attributes | second.attributes,
-        first.comparison or second.comparison,
-        first.mentions + second.mentions,
-    )
 
 
 def compare(reference: Sequence[Finding], candidate: Sequence[Finding]) -> list[Note]:
@@ -187,7 +71,15 @@ def compare(reference: Sequence[Finding], candidate: Sequence[Finding]) -> list[
         text = claim.description + (" (the candidate denies it)" if claim.entity in denied else "")
         notes.append(Note("b", True, text, reference=claim))
     notes += [Note("a", True, claim.description, candidate=claim) for claim in said]
+    matched = {note.reference.entity for note in notes if note.category == "matched" and note.reference}
+    notes = [replace(note, significant=False) if _is_detail(note, matched) else note for note in notes]
     return notes + _omitted_denials(reference, candidate)
+
+
+def _is_detail(note: Note, matched: set[str]) -> bool:
+    """Whether a note is on a sign of a disease that both reports name."""
+    claim = note.reference or note.candidate
+    return claim is not None and SIGNS.get(claim.entity) in matched
 
 
 def _omitted_denials(reference: Iterable[Finding], candidate: Iterable[Finding]) -> list[Note]:
@@ -277,6 +169,8 @@ def _grade_error(mine: Claim, theirs: Claim) -> bool | None:
         one, other = mine.attributes & group, theirs.attributes & group
         if one and other and not one & other:
             worst.append(True)
+    if (mine.attributes ^ theirs.attributes) & set(READINGS.values()):
+        worst.append(True)
     if mine.status != theirs.status:
         worst.append(False)
     return any(worst) if worst else None

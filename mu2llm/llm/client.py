@@ -25,6 +25,7 @@ Messages = list[dict[str, str]]
 _PASSING = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
 _BUSY_TRIES = 20  # times that one request lets itself be sent away with "too many requests"
 _LONGEST_WAIT = 3600.0  # seconds; an endpoint that asks for more is out of quota, not busy
+_COUNTED = ("prompt_tokens", "completion_tokens")
 _LOST_IN_A_ROW = 32  # requests given up with no answer between them: the endpoint is down
 
 
@@ -108,7 +109,7 @@ class Client:
         self._lock = threading.Lock()
         self._structured = True  # until the endpoint turns response_format down
         self._lost = 0
-        self.usage = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.usage = {"calls": 0} | dict.fromkeys(_COUNTED, 0)
 
     def complete(
         self,
@@ -146,7 +147,7 @@ class Client:
         attempt: int = 0,
         asking: Asking | None = None,
     ) -> dict[str, Any]:
-        """The raw answer {"text", "finish"} of one attempt; threads that ask the same at once ask it once.
+        """The raw answer {"text", "finish", "usage"} of one attempt; equal requests at once are sent once.
 
         `asking` says otherwise than the client's what an answer depends on. Raises as `complete`.
         """
@@ -229,14 +230,14 @@ class Client:
         answer = _read_completion(got.data)
         if answer is None:
             return began, 200, None, "unavailable: what came is no chat completion"
-        reply, usage = answer
+        usage = answer["usage"]
         self.gate.ease()
         with self._lock:
             self._lost = 0
             self.usage["calls"] += 1
-            for name in ("prompt_tokens", "completion_tokens"):
-                self.usage[name] += usage.get(name) or 0
-        return began, 200, None, reply
+            for name in _COUNTED:
+                self.usage[name] += usage.get(name, 0)
+        return began, 200, None, answer
 
     def _given_up(self, reason: str) -> Exception:
         """The error for a request that is given up; another one when it is the endpoint that is gone."""
@@ -281,7 +282,7 @@ def _format(schema: dict[str, Any] | None) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
-def _read_completion(data: bytes) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _read_completion(data: bytes) -> dict[str, Any] | None:
     """Text, finish reason and usage of a chat completion; None when it is none."""
     try:
         body = json.loads(data)
@@ -292,7 +293,8 @@ def _read_completion(data: bytes) -> tuple[dict[str, Any], dict[str, Any]] | Non
         usage = body.get("usage") or {}
         if not isinstance(text, str):
             return None
-        return {"text": text, "finish": finish}, {k: v for k, v in usage.items() if isinstance(v, int)}
+        counted = {k: usage[k] for k in _COUNTED if isinstance(usage.get(k), int)}
+        return {"text": text, "finish": finish, "usage": counted}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
 

@@ -11,9 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mu2llm.model.configuration import Mu2Config
-from mu2llm.model.convert import FRAMES, load_vision_tower, read_config
+from mu2llm.model.convert import FRAMES, load_vision_tower
+from mu2llm.model.load import load_whole
 from mu2llm.model.modeling import Mu2ForConditionalGeneration
 from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
+from mu2llm.model.weights import read_config
 
 FRESH = ("vision_tower", "projector", "refiner", "aggregator")
 
@@ -44,11 +46,10 @@ def assemble(
     decoder = Path(decoder)
     read_config(decoder)  # a folder that is none is named before anything is loaded
     tokenizer = AutoTokenizer.from_pretrained(decoder)
-    if PLACEHOLDER not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [PLACEHOLDER]})
+    tokenizer.add_special_tokens({"extra_special_tokens": [PLACEHOLDER]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    language_model = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32, use_safetensors=True)
+    language_model = load_whole(AutoModelForCausalLM, decoder, dtype=torch.float32)
     torch.manual_seed(seed)
     if len(tokenizer) > language_model.config.vocab_size:
         language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -49,7 +49,8 @@ class Attention(nn.Module):
         elif self.position == "rotary":
             q, k = rotate(q), rotate(k)
         if mask is not None:
-            bias = mask[:, None, None, :].bool()
+            read = mask[:, None, None, :].bool()
+            bias = read if bias is None else bias.masked_fill(~read, float("-inf"))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
         return out if self.aggregate else self.dense(out)
 

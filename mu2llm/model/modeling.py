@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mu2llm.model.aggregator import Aggregator
@@ -42,8 +48,8 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Selection):
-            std = self.config.selection_std
-            nn.init.normal_(module.score.weight, std=std or 1 / math.sqrt(module.score.in_features))
+            weight = module.score.weight
+            nn.init.normal_(weight, std=self.config.selection_std or 1 / math.sqrt(weight.shape[1]))
         elif isinstance(module, Aggregator):
             nn.init.normal_(module.queries, std=self.config.query_std)
         elif isinstance(module, VisionTower):
@@ -74,17 +80,14 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
         """Frames (B, T, K, H, W) → projected tokens (B, T, N, D), which no question has touched."""
-        if pixel_values.ndim != 5:
-            raise ValueError(
-                f"pixel_values is {tuple(pixel_values.shape)}, not (batch, frames, slices, rows, columns)"
-            )
+        _check_frames(pixel_values)
         frames = pixel_values.to(self.vision_tower.norm.weight.dtype).flatten(0, 1)
         return self.projector(self.vision_tower(frames)).unflatten(0, pixel_values.shape[:2])
 
     def encode_volume(
         self,
         pixel_values: Tensor,
-        question_ids: Tensor,
+        question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         volume_index: Tensor | None = None,
     ) -> Tensor:
@@ -92,10 +95,25 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         `question_mask` (B, Lq) is 1 on the question's tokens and 0 on padding, which has no influence.
         `volume_index` (B,) tells which volume each question is about, where several are about one.
+        Raises `ValueError` where the shapes do not belong together, or a question has no token.
         """
-        refined = self.refiner(self.encode_frames(pixel_values))
-        if volume_index is not None:
-            refined = refined[volume_index]
+        _check_frames(pixel_values)
+        if question_ids is None:
+            raise ValueError(
+                "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
+            )
+        asked = len(pixel_values) if volume_index is None else len(volume_index)
+        _check_question(question_ids, question_mask, asked)
+        refined = self.refine(pixel_values)
+        refined = refined if volume_index is None else refined[volume_index]
+        return self.condense(refined, question_ids, question_mask)
+
+    def refine(self, pixel_values: Tensor) -> Tensor:
+        """The half of `encode_volume` that no question touches: frames (B, T, K, H, W) → (B, R, D)."""
+        return self.refiner(self.encode_frames(pixel_values))
+
+    def condense(self, refined: Tensor, question_ids: Tensor, question_mask: Tensor | None = None) -> Tensor:
+        """The other half: refined tokens (B, R, D) and a question (B, Lq) → visual tokens (B, Q, D)."""
         return self.aggregator(refined, self.get_input_embeddings()(question_ids), question_mask)
 
     def forward(
@@ -113,44 +131,81 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, V) and, with `labels`, the mean cross-entropy of the labels that are not −100.
 
-        `visual_tokens` of `encode_volume` may stand in for `pixel_values`; with neither, text alone is read.
+        `visual_tokens` of `encode_volume` may stand in for `pixel_values`; with neither, text alone is read,
+        and a placeholder in it raises `ValueError`.
         """
+        if pixel_values is not None:
+            visual_tokens = self._encoded(
+                pixel_values, question_ids, question_mask, volume_index, visual_tokens
+            )
+        elif visual_tokens is None and inputs_embeds is None and not _length(kwargs.get("past_key_values")):
+            self._refuse_blind(input_ids)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if visual_tokens is None and pixel_values is not None:
-            if question_ids is None:
-                raise ValueError(
-                    "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
-                )
-            visual_tokens = self.encode_volume(pixel_values, question_ids, question_mask, volume_index)
         if visual_tokens is not None:
             inputs_embeds = self._place(inputs_embeds, input_ids, visual_tokens)
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
         )
 
-    def _place(self, inputs_embeds: Tensor, input_ids: Tensor | None, visual_tokens: Tensor) -> Tensor:
-        """Puts the visual tokens at the placeholders."""
+    def _encoded(
+        self,
+        pixel_values: Tensor,
+        question_ids: Any,
+        question_mask: Any,
+        volume_index: Tensor | None,
+        visual_tokens: Tensor | None,
+    ) -> Tensor:
+        if visual_tokens is not None:
+            raise ValueError("pixel_values and visual_tokens came together: give one, which the model reads")
+        return self.encode_volume(pixel_values, question_ids, question_mask, volume_index)
+
+    def _refuse_blind(self, input_ids: Tensor | None) -> None:
+        """A prompt that speaks of a volume is not answered without one."""
+        if input_ids is None or self.config.image_token_id is None:
+            return
+        if bool((input_ids == self.config.image_token_id).any()):
+            raise ValueError(
+                f"input_ids hold placeholders (token {self.config.image_token_id}) and no volume came: "
+                "give pixel_values and question_ids, or visual_tokens"
+            )
+
+    def _place(
+        self, inputs_embeds: Tensor, input_ids: Tensor | None, visual_tokens: Tensor, going_on: bool = False
+    ) -> Tensor:
+        """Puts the visual tokens at the placeholders; `going_on`, at a row's first ones: the model may have
+        written more since, which are words like others."""
         if input_ids is None:
             raise ValueError("visual tokens came without input_ids, whose placeholders tell where they stand")
+        if self.config.image_token_id is None:
+            raise ValueError("the configuration has no image_token_id, the placeholder of visual tokens")
         places = input_ids == self.config.image_token_id
         rows, columns = visual_tokens.shape[:2]
+        if going_on:
+            places = places & (places.cumsum(dim=1) <= columns)
         if len(input_ids) != rows or not bool((places.sum(dim=1) == columns).all()):
             raise ValueError(
                 f"input_ids hold {places.sum(dim=1).tolist()} placeholders "
                 f"(token {self.config.image_token_id}) a row, "
                 f"but there are {columns} visual tokens for {rows} volumes"
             )
-        return inputs_embeds.masked_scatter(places[..., None], visual_tokens.to(inputs_embeds.dtype))
+        where = places[..., None].to(inputs_embeds.device)
+        return inputs_embeds.masked_scatter(where, visual_tokens.to(inputs_embeds))
 
-    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(  # type: ignore[override]
+        self,
+        *args: Any,
+        pixel_values: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        visual_tokens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As transformers' `generate`: prompt and new tokens. A volume is encoded once for all sequences."""
-        pixel_values = kwargs.pop("pixel_values", None)
-        question_ids, question_mask = kwargs.pop("question_ids", None), kwargs.pop("question_mask", None)
-        if kwargs.get("visual_tokens") is None and pixel_values is not None:
+        if pixel_values is not None:
             with torch.no_grad():
-                kwargs["visual_tokens"] = self.encode_volume(pixel_values, question_ids, question_mask)
-        return super().generate(input_ids, **kwargs)  # type: ignore[misc]
+                visual_tokens = self._encoded(pixel_values, question_ids, question_mask, None, visual_tokens)
+        return super().generate(*args, visual_tokens=visual_tokens, **kwargs)  # type: ignore[misc]
 
     def explain(self, pixel_values: Tensor, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Where a draft comes from: (B, T, K, H, W), 0 to 1; `processor(volumes, questions, drafts)` gives
@@ -160,10 +215,42 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Later steps read the visual tokens from the cache; without one the whole sequence is read again."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("use_cache", True) and not kwargs.get("is_first_iteration"):
-            inputs.pop("visual_tokens", None)
+        if kwargs.get("is_first_iteration"):
+            return inputs
+        visual_tokens = inputs.pop("visual_tokens", None)
+        if not kwargs.get("use_cache", True):
+            words = self.get_input_embeddings()(inputs["input_ids"])
+            if visual_tokens is not None:
+                words = self._place(words, inputs["input_ids"], visual_tokens, going_on=True)
+            inputs["inputs_embeds"] = words
         return inputs
 
 
-for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+def _check_frames(pixel_values: Tensor) -> None:
+    if pixel_values.ndim != 5 or not pixel_values.shape[1]:
+        raise ValueError(
+            f"pixel_values is {tuple(pixel_values.shape)}, "
+            "not (batch, frames, slices, rows, columns) with one frame at least"
+        )
+
+
+def _check_question(ids: Tensor, mask: Tensor | None, volumes: int) -> None:
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(f"question_ids is {tuple(ids.shape)}, not (batch, tokens), one at least")
+    if len(ids) != volumes:
+        raise ValueError(f"{volumes} volumes came with {len(ids)} questions: give one to each")
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"question_mask is {tuple(mask.shape)}, question_ids {tuple(ids.shape)}: they must be alike"
+        )
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        raise ValueError("question_mask leaves a row without any token: 1 marks the question's tokens")
+
+
+def _length(cache: Any) -> int:
+    """Tokens that a cache holds already."""
+    return 0 if cache is None else cache.get_seq_length()
+
+
+for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
     auto.register(Mu2Config, Mu2ForConditionalGeneration)

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mu2llm.model.configuration import Mu2Config
 from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, prepare_frames
 from mu2llm.volume.frames import Window
 
 PLACEHOLDER = "<im_patch>"
+MODES = ("published", "hu")
 
 
 class Mu2Processor(ProcessorMixin):
@@ -43,6 +44,20 @@ class Mu2Processor(ProcessorMixin):
         super().__init__(tokenizer)
         if tokenizer.convert_tokens_to_ids(PLACEHOLDER) in (None, tokenizer.unk_token_id):
             raise ValueError(f"the tokenizer has no placeholder {PLACEHOLDER}: add it as a special token")
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-text token (eos_token), which ends every answer")
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r} is not one of {', '.join(MODES)}")
+        for name, value in (
+            ("num_query_tokens", num_query_tokens),
+            ("size", size),
+            ("frame_slices", frame_slices),
+            ("max_length", max_length),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value} is not a number from 1 on")
+        if depth < 1 or depth % frame_slices:
+            raise ValueError(f"depth={depth} is no multiple of the {frame_slices} slices of a frame")
         self.num_query_tokens = num_query_tokens
         self.mode = mode
         self.size = size
@@ -81,7 +96,7 @@ class Mu2Processor(ProcessorMixin):
         volumes: Sequence[str | Path | Volume | np.ndarray | Tensor] | None,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> BatchFeature:
         """A batch: `input_ids`, `attention_mask`, `question_ids`, `question_mask`, `pixel_values`.
 
         A volume is a path (NIfTI file, DICOM folder or zip), a `Volume`, or frames that are prepared already,
@@ -92,25 +107,21 @@ class Mu2Processor(ProcessorMixin):
 
         Raises `ValueError` that names the row and what is wrong with it.
         """
+        for name, values in (("volumes", volumes), ("questions", questions), ("answers", answers)):
+            if isinstance(values, str | Path | Volume):
+                raise ValueError(f"{name} is one {type(values).__name__}: give a list, one to a row")
+        if not len(questions):
+            raise ValueError("no question came: a batch has one row at least")
         for name, values in (("volumes", volumes), ("answers", answers)):
             if values is not None and len(values) != len(questions):
                 raise ValueError(f"{len(values)} {name} came with {len(questions)} questions")
-        question_ids = [self._encode(question) for question in questions]
-        special = set(self.tokenizer.all_special_ids)
-        for i, ids in enumerate(question_ids):
-            if not ids:
-                raise ValueError(f"question {i} of the batch is empty")
-            if control := special & set(ids):
-                names = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(control)))
-                raise ValueError(
-                    f"question {i} holds the control token {names}, which has a meaning of its own"
-                )
+        question_ids = self._encode("question", questions)
         prompts = [self._prompt(ids) for ids in question_ids]
-        batch: dict[str, Tensor] = {}
+        batch = BatchFeature()
         if answers is None:
             batch["input_ids"], batch["attention_mask"] = self._pad(prompts, left=True)
         else:
-            ends = [[*self._encode(answer), self.tokenizer.eos_token_id] for answer in answers]
+            ends = [[*ids, self.tokenizer.eos_token_id] for ids in self._encode("answer", answers)]
             rows = [prompt + end for prompt, end in zip(prompts, ends, strict=True)]
             longest = max(map(len, rows))
             if longest > self.max_length:
@@ -156,12 +167,30 @@ class Mu2Processor(ProcessorMixin):
             )
         return frames
 
-    def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """The text of new tokens, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    def decode(self, ids: Sequence[int] | Tensor, **settings: Any) -> str:
+        """The text of new tokens, without special tokens; `settings` are of the tokenizer's `decode`."""
+        return self.tokenizer.decode(ids, **{"skip_special_tokens": True, **settings}).strip()
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+    @property
+    def control_ids(self) -> set[int]:
+        """Tokens with a meaning of their own: the placeholder, begin and end, a chat template's marks."""
+        marked = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return {self.image_token_id, *self.tokenizer.all_special_ids, *marked}
+
+    def _encode(self, kind: str, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's ids. An empty text is an error, and so is a control token: text comes from users."""
+        control, rows = self.control_ids, []
+        for row, text in enumerate(texts):
+            ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
+            if not ids:
+                raise ValueError(f"{kind} {row} of the batch is empty")
+            if found := control & set(ids):
+                names = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(found)))
+                raise ValueError(
+                    f"{kind} {row} holds the control token {names}, which has a meaning of its own: remove it"
+                )
+            rows.append(ids)
+        return rows
 
     def _prompt(self, question: list[int]) -> list[int]:
         """As published: begin-of-text, placeholders, question."""

@@ -44,23 +44,39 @@ class RefinerLayer(GradientCheckpointingLayer):
         return x + attention(normed, normed)
 
 
+class SoftScores(nn.Module):
+    """Token r is Σ_i softmax_i(w_r · x_i) x_i: attention with the score weights (k, D) as queries.
+
+    A module of its own, because tools that move weights (accelerate) act when the module that owns them is
+    called; and no `nn.Linear`, because it does not give x Wᵀ, to which an adapter (PEFT) could add.
+    """
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.weight.to(x.dtype).expand(len(x), -1, -1)
+        return F.scaled_dot_product_attention(queries, x, x, scale=1.0)
+
+
 class Selection(nn.Module):
     """k tokens out of all frames' tokens: (B, M, D) → (B, k, D).
 
-    soft (DTS): token r is Σ_i softmax_i(w_r · x_i) x_i, which is attention with the score weights as
-    queries. hard: the k tokens of highest score. The published scores' bias has no influence on either.
+    soft (DTS): k weighted sums of all tokens (`SoftScores`). hard: the k tokens of highest score. The
+    published scores' bias has no influence on either.
     """
 
     def __init__(self, width: int, count: int, kind: str):
         super().__init__()
         self.kind = kind
         self.count = count
-        self.score = nn.Linear(width, count if kind == "soft" else 1, bias=False)
+        self.score = SoftScores(width, count) if kind == "soft" else nn.Linear(width, 1, bias=False)
+        nn.init.normal_(self.score.weight, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "soft":
-            queries = self.score.weight.to(x.dtype).expand(len(x), -1, -1)
-            return F.scaled_dot_product_attention(queries, x, x, scale=1.0)
+            return self.score(x)
         scores = self.score(x).squeeze(-1)
         if self.count > x.shape[1]:
             raise ValueError(

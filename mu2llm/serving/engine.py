@@ -1,29 +1,57 @@
-"""The engine behind the endpoint: a bounded queue and one worker that drafts, piece by piece.
+"""The engine behind the endpoint: a bounded queue, a thread that prepares, a thread that writes.
 
-It knows nothing of Triton: a request comes with a `Reply`, and the worker speaks to that. Requests are
-answered one at a time, in the order in which they came; beyond `max_queue` waiting ones a request is refused.
+It knows nothing of Triton: a request comes with a `Reply`, and the engine speaks to that. Up to `max_batch`
+requests are worked on at a time; their drafts are written together (`mu2llm.serving.batch`), and a request
+joins as soon as its volume is encoded. `max_queue` more wait; the next one is refused.
 """
 
 import logging
-import queue
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import TextStreamer
+from tokenizers.decoders import DecodeStream
 
 from mu2llm.evaluation.drafts import load
+from mu2llm.serving.batch import Batch, Row
 from mu2llm.serving.inputs import Request
+from mu2llm.serving.prepare import BadRequest, Preparation, Prepared
 
 log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 0.1  # how often waiting requests are looked through for those that nobody wants any more
+# Text is sent on no faster than this: a piece costs Triton more than a small model's step, and nobody
+# reads as fast. The first piece goes at once.
+PIECE_SECONDS = 0.05
+# What a generation configuration may set that changes greedy drafts, and that the batch does not do.
+NOT_FOLLOWED = (
+    *(
+        "repetition_penalty",
+        "encoder_repetition_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+    ),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "forced_bos_token_id"),
+    *("forced_eos_token_id", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "num_beams"),
+    *("guidance_scale", "watermarking_config"),
+)
 
 
 class Busy(RuntimeError):
     """The queue is full, or the engine is closing."""
+
+
+class Cancelled(Exception):
+    """The client has gone or no longer wants the answer."""
+
+
+class Late(Exception):
+    """The request's time is over."""
 
 
 class Reply(Protocol):
@@ -31,26 +59,41 @@ class Reply(Protocol):
 
     def piece(self, text: str) -> None: ...
 
-    def finish(self, reason: str, usage: dict[str, Any]) -> None: ...
+    def finish(self, reason: str, usage: dict[str, Any], saliency: bytes = b"") -> None: ...
 
     def fail(self, code: str, message: str) -> None: ...
 
     def cancelled(self) -> bool: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
+    """A request on its way: waiting, then prepared, then a row with the text that has been sent."""
+
     request: Request
     reply: Reply
     submitted: float
+    started: float = 0.0
+    first_piece: float = 0.0
+    last_piece: float = 0.0
+    prepared: Prepared | None = None
+    row: Row | None = None
+    stream: Any = None
+    text: str = ""
+    sent: int = 0  # characters of the text that the client has
+    reason: str = ""
 
+    def unwanted(self) -> Exception | None:
+        """Why there is no use in going on, if there is none."""
+        if self.reply.cancelled():
+            return Cancelled()
+        if time.perf_counter() - self.submitted > self.request.seconds:
+            return Late(f"the answer was not whole after the {self.request.seconds:g} s of TIMEOUT")
+        return None
 
-class Cancelled(Exception):
-    """The client has gone or no longer wants the answer."""
-
-
-class BadRequest(ValueError):
-    """The volume is no CT that the model can read, or the question no text that it can take."""
+    def check(self) -> None:
+        if why := self.unwanted():
+            raise why
 
 
 class Engine:
@@ -59,153 +102,216 @@ class Engine:
     Args:
         folder: a saved model with its processor.
         max_queue: requests that may wait; one more is refused with `Busy`.
+        max_batch: requests that are worked on at a time.
+        keep_bytes: memory for visual tokens of studies that may be asked about again.
     """
 
-    def __init__(self, folder: str | Path, *, max_queue: int = 16):
-        if max_queue < 1:
-            raise ValueError(f"max_queue is {max_queue}; at least one request must be able to wait")
+    def __init__(
+        self, folder: str | Path, *, max_queue: int = 16, max_batch: int = 8, keep_bytes: int = 1 << 30
+    ):
+        for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         loaded = load(folder)
         self.model, self.processor = loaded.model, loaded.processor
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(maxsize=max_queue)
+        settings = self.model.generation_config
+        if strange := [name for name in NOT_FOLLOWED if getattr(settings, name, None) not in (None, 0, 1)]:
+            raise ValueError(
+                f"generation_config.json sets {', '.join(strange)}, which the engine cannot follow"
+            )
+        ends = settings.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [ends])
+        self.max_queue, self.max_batch = max_queue, max_batch
+        self._preparation = Preparation(self.model, self.processor, keep_bytes)
+        self._batch = Batch(self.model, max_batch)
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: deque[_Job] = deque()
+        self._open = 0  # requests that are worked on: what the threads hold, and what stands in these two
+        self._ready: deque[_Job] = deque()  # to be written
+        self._written: deque[_Job] = deque()  # to be explained
         self._closing = False
-        self._lock = threading.Lock()
-        self._worker = threading.Thread(target=self._work, name="mu2-engine", daemon=True)
-        self._worker.start()
+        self._active: list[_Job] = []  # the batch's, of the thread that writes alone
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("mu2-prepare", self._prepare), ("mu2-write", self._write))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, request: Request, reply: Reply) -> None:
         """Puts a request into the queue and returns at once; `Busy` when there is no room."""
-        with self._lock:
+        self._sweep()
+        with self._changed:
             if self._closing:
                 raise Busy("the server is shutting down")
-            try:
-                self._jobs.put_nowait(_Job(request, reply, time.perf_counter()))
-            except queue.Full:
-                raise Busy(
-                    f"the server is busy: {self._jobs.maxsize} requests are waiting; try later"
-                ) from None
+            if len(self._waiting) >= self.max_queue:
+                raise Busy(f"the server is busy: {self.max_queue} requests are waiting; try later")
+            self._waiting.append(_Job(request, reply, time.perf_counter()))
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Takes no more requests, answers those that were accepted, and ends the worker."""
-        with self._lock:
-            if self._closing:
-                return
+        """Takes no more requests, answers those that were accepted, and ends the threads."""
+        with self._changed:
             self._closing = True
-        self._jobs.put(None)
-        self._worker.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def _over(self) -> bool:
+        return self._closing and not self._waiting and not self._open
+
+    def _sweep(self) -> None:
+        """Ends waiting requests that were cancelled or whose time is over."""
+        with self._changed:
+            gone = [(job, why) for job in self._waiting if (why := job.unwanted())]
+            for job, _ in gone:
+                self._waiting.remove(job)
+        for job, why in gone:
+            _fail(job.reply, why)
+
+    def _prepare(self) -> None:
+        """The thread that prepares: takes requests from the queue while the batch has room for them."""
+        while True:
+            self._sweep()
+            with self._changed:
+                if self._over():
+                    return
+                work: Callable[[_Job], None]
+                if self._written:
+                    job, work = self._written.popleft(), self._explain
+                elif self._waiting and self._open < self.max_batch:
+                    job, work = self._waiting.popleft(), self._make_ready
+                    self._open += 1
+                else:
+                    self._changed.wait(SWEEP_SECONDS if self._waiting else None)
+                    continue
+            self._each([job], work)
+
+    def _make_ready(self, job: _Job) -> None:
+        job.started = time.perf_counter()
+        job.check()
+        job.prepared = self._preparation.prepare(job.request)
+        with self._changed:
+            self._ready.append(job)
+            self._changed.notify_all()
+
+    def _explain(self, job: _Job) -> None:
+        job.check()
+        assert job.row is not None
+        self._end(job, saliency=self._preparation.saliency(job.request, job.row.tokens))
+
+    def _write(self) -> None:
+        """The thread that writes: one step of all rows at a time; who is ready joins between two steps."""
+        while True:
+            with self._changed:
+                while not (self._ready or self._active or self._over()):
+                    self._changed.wait()
+                if self._over():
+                    return
+                newcomers, self._ready = self._ready, deque()
+            self._each(newcomers, self._join)
+            self._each(self._active, _Job.check)
+            if self._active:
+                try:
+                    self._batch.step()
+                except Exception as error:  # such as no memory left: all rows are lost, the engine is not
+                    lost, self._active = self._active, []
+                    self._batch.clear()
+                    for job in lost:
+                        self._end(job, error)
+            self._each(self._active, self._take)
+
+    def _each(self, jobs: Iterable[_Job], act: Callable[[_Job], None]) -> None:
+        """Acts on every job; one that fails ends alone."""
+        for job in list(jobs):
             try:
-                self._answer(job)
+                act(job)
             except Exception as error:
-                self._fail(job.reply, error)
+                self._leave(job)
+                self._end(job, error)
 
-    @staticmethod
-    def _fail(reply: Reply, error: Exception) -> None:
-        try:
-            if isinstance(error, Cancelled):
-                reply.fail("CANCELLED", "the request was cancelled")
-            elif isinstance(error, BadRequest):
-                reply.fail("INVALID_ARG", " ".join(str(error).split()))
+    def _join(self, job: _Job) -> None:
+        job.check()
+        request, prepared = job.request, job.prepared
+        assert prepared is not None
+        job.row = Row(torch.Generator().manual_seed(request.seed), request.temperature)
+        job.stream = DecodeStream(skip_special_tokens=True)
+        room = prepared.input_ids.shape[1] + request.max_tokens
+        self._batch.join(job.row, prepared.input_ids, prepared.visual_tokens, room)
+        self._active.append(job)
+        self._take(job)
+
+    def _take(self, job: _Job) -> None:
+        """Sends the text of a row's newest token on, and lets the row go when that was its last."""
+        assert job.row is not None
+        newest = job.row.tokens[-1]
+        text = job.text + (job.stream.step(self.processor.tokenizer.backend_tokenizer, newest) or "")
+        job.text = text.lstrip() if not job.text else text
+        ended = newest in self._ends or len(job.row.tokens) == job.request.max_tokens
+        if ended:
+            whole = self.processor.tokenizer.decode(job.row.tokens, skip_special_tokens=True).lstrip()
+            if whole.startswith(job.text):
+                job.text = whole  # with the rest of a character that was cut in its middle
+        self._send(job, at_once=ended)
+        if ended:
+            job.reason = "stop" if newest in self._ends else "length"
+            self._leave(job)
+            if job.request.saliency and job.text.strip():
+                with self._changed:
+                    self._written.append(job)
+                    self._changed.notify_all()
             else:
-                log.error("a request failed", exc_info=error)
-                reply.fail("INTERNAL", "the server could not answer this request; its log has the reason")
-        except Exception:
-            # The client's end may be gone. The worker must live on for the others.
-            log.exception("an error could not be delivered")
+                self._end(job)
 
-    @torch.inference_mode()
-    def _answer(self, job: _Job) -> None:
-        request, reply = job.request, job.reply
-        started = time.perf_counter()
-        if reply.cancelled():
-            raise Cancelled
-        try:
-            frames = self.processor.frames(request.load())
-        except (ValueError, OSError) as error:
-            raise BadRequest(str(error)) from error
-        prepared = time.perf_counter()
-        try:
-            inputs = self.processor([frames], [request.question])
-        except ValueError as error:
-            raise BadRequest(f"QUESTION cannot be taken: {error}") from error
-        self._check_length(inputs, request.max_tokens)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        if reply.cancelled():
-            raise Cancelled
-        visual_tokens = self.model.encode_volume(
-            inputs.pop("pixel_values"), inputs.pop("question_ids"), inputs.pop("question_mask")
-        )
-        encoded = time.perf_counter()
+    def _send(self, job: _Job, at_once: bool) -> None:
+        now = time.perf_counter()
+        if len(job.text) > job.sent and (at_once or now - job.last_piece >= PIECE_SECONDS):
+            job.first_piece = job.first_piece or now
+            job.last_piece = now
+            piece, job.sent = job.text[job.sent :], len(job.text)
+            job.reply.piece(piece)
 
-        pieces = _Pieces(self.processor.tokenizer, reply)
-        torch.manual_seed(
-            request.seed
-        )  # one worker: no other request draws from the same generator meanwhile
-        sampling: dict[str, Any] = {"do_sample": False}
-        if request.temperature > 0:
-            # The distribution is the model's own, changed by temperature alone.
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_k": 0, "top_p": 1.0}
-        ids = self.model.generate(
-            **inputs,
-            visual_tokens=visual_tokens,
-            max_new_tokens=request.max_tokens,
-            streamer=pieces,
-            stopping_criteria=StoppingCriteriaList([_WhenCancelled(reply)]),
-            **sampling,
-        )
-        if reply.cancelled():
-            raise Cancelled
-        new = ids[0, inputs["input_ids"].shape[1] :]
-        usage = {
-            "prompt_tokens": inputs["input_ids"].shape[1],
-            "visual_tokens": visual_tokens.shape[1],
-            "completion_tokens": len(new),
-            "seed": request.seed,
-            "seconds_queued": round(started - job.submitted, 4),
-            "seconds_prepare": round(prepared - started, 4),
-            "seconds_encode": round(encoded - prepared, 4),
-            "seconds_to_first_piece": round((pieces.first or time.perf_counter()) - started, 4),
-            "seconds": round(time.perf_counter() - started, 4),
-        }
-        reply.finish("stop" if self._ended(new) else "length", usage)
+    def _leave(self, job: _Job) -> None:
+        if job in self._active:
+            self._active.remove(job)
+        if job.row in self._batch.rows:
+            self._batch.leave(job.row)
 
-    def _check_length(self, inputs: dict[str, torch.Tensor], max_tokens: int) -> None:
-        context = self.model.config.text_config.max_position_embeddings
-        prompt = inputs["input_ids"].shape[1]
-        if prompt + max_tokens > context:
-            raise BadRequest(
-                f"volume and QUESTION take {prompt} of the model's {context} tokens, too many for an answer "
-                f"of MAX_TOKENS {max_tokens}: shorten the one or lower the other"
-            )
-
-    def _ended(self, new: torch.Tensor) -> bool:
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        return len(new) > 0 and int(new[-1]) in ends
+    def _end(self, job: _Job, error: Exception | None = None, saliency: bytes = b"") -> None:
+        """Tells the client, and makes room for another request."""
+        if error:
+            _fail(job.reply, error)
+        else:
+            assert job.row is not None and job.prepared is not None
+            now = time.perf_counter()
+            usage = {
+                **job.prepared.usage,
+                "completion_tokens": len(job.row.tokens),
+                "seed": job.request.seed,
+                "seconds_queued": round(job.started - job.submitted, 4),
+                "seconds_to_first_piece": round((job.first_piece or now) - job.submitted, 4),
+                "seconds": round(now - job.submitted, 4),
+            }
+            try:
+                job.reply.finish(job.reason, usage, saliency)
+            except Exception:
+                log.exception("an answer could not be delivered")
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
 
 
-class _Pieces(TextStreamer):
-    """Sends text on as soon as whole words stand, and remembers when the first one went out."""
-
-    def __init__(self, tokenizer: Any, reply: Reply):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.reply = reply
-        self.first: float | None = None
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if self.first is None:
-            text = text.lstrip()
-        if text:
-            self.first = self.first or time.perf_counter()
-            self.reply.piece(text)
-
-
-class _WhenCancelled(StoppingCriteria):
-    """Ends the generation of a request that nobody waits for any more, at the next token."""
-
-    def __init__(self, reply: Reply):
-        self.reply = reply
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.reply.cancelled(), device=input_ids.device)
+def _fail(reply: Reply, error: Exception) -> None:
+    try:
+        if isinstance(error, Cancelled):
+            reply.fail("CANCELLED", "the request was cancelled")
+        elif isinstance(error, Late):
+            reply.fail("DEADLINE_EXCEEDED", str(error))
+        elif isinstance(error, BadRequest):
+            reply.fail("INVALID_ARG", " ".join(str(error).split()))
+        else:
+            log.error("a request failed", exc_info=error)
+            reply.fail("INTERNAL", "the server could not answer this request; its log has the reason")
+    except Exception:
+        # The client's end may be gone. The engine must live on for the others.
+        log.exception("an error could not be delivered")

@@ -12,8 +12,10 @@ replaced last, so that a server which starts at any moment finds a whole version
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +38,37 @@ input [
   {{ name: "QUESTION", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "MAX_TOKENS", data_type: TYPE_INT32, dims: [ 1 ], optional: true }},
   {{ name: "TEMPERATURE", data_type: TYPE_FP32, dims: [ 1 ], optional: true }},
-  {{ name: "SEED", data_type: TYPE_INT64, dims: [ 1 ], optional: true }}
+  {{ name: "SEED", data_type: TYPE_INT64, dims: [ 1 ], optional: true }},
+  {{ name: "TIMEOUT", data_type: TYPE_FP32, dims: [ 1 ], optional: true }},
+  {{ name: "SALIENCY", data_type: TYPE_BOOL, dims: [ 1 ], optional: true }}
 ]
 output [
   {{ name: "TEXT", data_type: TYPE_STRING, dims: [ 1 ] }},
   {{ name: "FINISH_REASON", data_type: TYPE_STRING, dims: [ 1 ] }},
   {{ name: "USAGE", data_type: TYPE_STRING, dims: [ 1 ] }},
   {{ name: "MODEL_VERSION", data_type: TYPE_STRING, dims: [ 1 ] }},
-  {{ name: "NOTICE", data_type: TYPE_STRING, dims: [ 1 ] }}
+  {{ name: "NOTICE", data_type: TYPE_STRING, dims: [ 1 ] }},
+  {{ name: "SALIENCY", data_type: TYPE_STRING, dims: [ 1 ] }}
 ]
 parameters {{ key: "max_queue" value {{ string_value: "{max_queue}" }} }}
+parameters {{ key: "max_batch" value {{ string_value: "{max_batch}" }} }}
 parameters {{ key: "max_tokens" value {{ string_value: "{max_tokens}" }} }}
+parameters {{ key: "max_volume_bytes" value {{ string_value: "{max_volume_bytes}" }} }}
 """
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a served model takes: in config.pbtxt, and so not part of the entries.
+
+    max_queue: requests that may wait; max_batch: that are worked on at a time; max_tokens: the most new
+    tokens that a request may ask for; max_volume_bytes: the largest VOLUME.
+    """
+
+    max_queue: int = 16
+    max_batch: int = 8
+    max_tokens: int = 1024
+    max_volume_bytes: int = 1 << 30
 
 
 def export_triton(
@@ -56,20 +77,25 @@ def export_triton(
     *,
     version: int,
     manifest: dict[str, Any],
-    max_queue: int = 16,
-    max_tokens: int = 1024,
+    limits: Limits = Limits(),
 ) -> Path:
-    """Puts a model folder into the repository as `version` and makes that the served version.
+    """Puts a model folder into the repository and makes it the served version: `place` and `switch`."""
+    entry = place(model, repository, version=version, manifest=manifest)
+    switch(repository, version, limits)
+    return entry
+
+
+def place(model: str | Path, repository: str | Path, *, version: int, manifest: dict[str, Any]) -> Path:
+    """Puts a model folder into the repository as an entry that is not served yet; returns the entry's folder.
 
     Args:
         model: folder with config.json, *.safetensors and the processor.
         repository: the model repository; made when missing.
         version: the registry's version number, from 1.
         manifest: where the model comes from, such as {"registry_version": 3, "run_id": "…"}.
-        max_queue: requests that may wait; max_tokens: the most new tokens that a request may ask for.
 
-    Returns the entry's folder. The same content a second time is accepted and changes nothing; other content
-    under a version that exists raises `FileExistsError`.
+    The same content a second time is accepted and changes nothing; other content under a version that exists
+    raises `FileExistsError`.
     """
     model, folder = Path(model), Path(repository) / MODEL
     if version < 1:
@@ -101,9 +127,24 @@ def export_triton(
                 f"{entry} holds another model or origin; versions never change: export under a new version"
             )
     verify(entry)
-    config = CONFIG.format(version=version, max_queue=max_queue, max_tokens=max_tokens)
-    _replace(folder / "config.pbtxt", config)
     return entry
+
+
+def switch(repository: str | Path, version: int, limits: Limits = Limits()) -> None:
+    """Makes a placed version the one that servers take when they start or load."""
+    _replace(Path(repository) / MODEL / "config.pbtxt", CONFIG.format(version=version, **asdict(limits)))
+
+
+def limits_of(repository: str | Path) -> Limits:
+    """The limits in a repository's config.pbtxt, or the defaults where there is none yet."""
+    path = Path(repository) / MODEL / "config.pbtxt"
+    found = (
+        re.findall(r'key: "(\w+)" value { string_value: "(\d+)" }', path.read_text())
+        if path.is_file()
+        else []
+    )
+    known = {field.name for field in fields(Limits)}
+    return Limits(**{name: int(value) for name, value in found if name in known})
 
 
 def verify(entry: str | Path) -> dict[str, Any]:

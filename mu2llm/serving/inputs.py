@@ -1,35 +1,41 @@
 """Turns a request's raw values into a checked `Request`; a fault is a `ValueError`, one line for the user."""
 
 import secrets
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mu2llm.data.records import REPORT_QUESTION
-from mu2llm.volume import Volume, load_volume, load_volume_bytes
 
 MAX_QUESTION_CHARACTERS = 4000
 DEFAULT_MAX_TOKENS = 256
+DEFAULT_SECONDS = 600.0
+MAX_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question about one volume. `load` opens the volume; temperature 0 means greedy decoding."""
+    """One question about one volume.
 
-    load: Callable[[], Volume]
+    `volume` is the file's bytes, or an allowed path or s3:// address. Temperature 0 means greedy decoding.
+    `seconds` is how long the answer may take from its arrival. `saliency` asks where the draft comes from.
+    """
+
+    volume: bytes | str
     question: str
     max_tokens: int
     temperature: float
     seed: int
+    seconds: float = DEFAULT_SECONDS
+    saliency: bool = False
 
 
 def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[str]) -> Request:
-    """Checks the values of the inputs VOLUME, VOLUME_URI, QUESTION, MAX_TOKENS, TEMPERATURE and SEED.
+    """Checks the values of the model's inputs (docs/serving.md).
 
     Args:
-        values: input name → bytes for VOLUME, text or number for the others; what was not sent is absent.
+        values: input name → bytes for VOLUME, text, number or bool for others; what was not sent is absent.
         max_tokens: the most new tokens a request may ask for.
         roots: folders and s3:// prefixes below which VOLUME_URI may point.
     """
@@ -38,13 +44,11 @@ def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[st
             "send either VOLUME (bytes of a NIfTI or a zipped DICOM series) or VOLUME_URI, not both"
         )
     if "VOLUME" in values:
-        data = values["VOLUME"]
-        if not data:
+        volume = values["VOLUME"]
+        if not volume:
             raise ValueError("VOLUME is empty: send the bytes of a NIfTI file or of a zipped DICOM series")
-        load: Callable[[], Volume] = lambda: load_volume_bytes(data, "VOLUME")  # noqa: E731
     else:
-        uri = allowed_uri(values["VOLUME_URI"], roots)
-        load = lambda: _load_uri(uri)  # noqa: E731
+        volume = allowed_uri(values["VOLUME_URI"], roots)
 
     question = values.get("QUESTION", "").strip() or REPORT_QUESTION
     if len(question) > MAX_QUESTION_CHARACTERS:
@@ -60,7 +64,10 @@ def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[st
     seed = int(values["SEED"]) if "SEED" in values else secrets.randbelow(2**31)
     if seed < 0:
         raise ValueError(f"SEED is {seed}; it must not be negative")
-    return Request(load, question, tokens, temperature, seed)
+    seconds = float(values.get("TIMEOUT", DEFAULT_SECONDS))
+    if not 0.0 < seconds <= MAX_SECONDS:
+        raise ValueError(f"TIMEOUT is {seconds}; it must be above 0 and at most {MAX_SECONDS:.0f} seconds")
+    return Request(volume, question, tokens, temperature, seed, seconds, bool(values.get("SALIENCY", False)))
 
 
 def allowed_uri(uri: str, roots: Sequence[str]) -> str:
@@ -88,12 +95,3 @@ def allowed_uri(uri: str, roots: Sequence[str]) -> str:
     if not any(path.is_relative_to(root) for root in local):
         raise refusal
     return str(path)
-
-
-def _load_uri(uri: str) -> Volume:
-    if not uri.startswith("s3://"):
-        return load_volume(uri)
-    from mu2llm import storage
-
-    with tempfile.TemporaryDirectory(prefix="mu2-volume-") as folder:
-        return load_volume(storage.fetch(uri, folder))

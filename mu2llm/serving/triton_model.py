@@ -2,8 +2,8 @@
 
 It only translates: request tensors → messages to the worker process, the worker's messages → responses.
 Decoupled: a request is answered by any number of responses with a TEXT piece each, then one last response
-with FINISH_REASON, USAGE, MODEL_VERSION and NOTICE. Errors are sent as responses, never raised, because a
-raise leaks shared memory.
+with FINISH_REASON, USAGE, MODEL_VERSION, NOTICE and, when asked for, SALIENCY. Errors are sent as responses,
+never raised, because a raise leaks shared memory.
 
 The worker is apart so that the model runs with the project's own packages, whatever NumPy the backend's stub
 was built for, and so that one that dies is replaced: its requests fail as UNAVAILABLE, the next ones wait.
@@ -27,39 +27,62 @@ import triton_python_backend_utils as pb_utils
 from mu2llm import NOTICE
 from mu2llm.serving import wire
 
-INPUTS = ("VOLUME_URI", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED")
+INPUTS = ("VOLUME_URI", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED", "TIMEOUT", "SALIENCY")
 CANCEL_SECONDS = 0.02  # how often clients are asked whether they still want their answer
 
 
+OUTCOMES = ("FINISHED", "INVALID_ARG", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL")
+SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
+
+
 class Metrics:
-    """Counts requests on Triton's metrics port. Triton's own counters end when a request is handed over."""
+    """What becomes of requests, on Triton's metrics port. Triton's own end when a request is handed over."""
 
     def __init__(self, version: str):
         self.lock = threading.Lock()  # two threads that change one metric at once crash tritonserver
-        kinds = pb_utils.MetricFamily
-        self.families = {  # a family must outlive its metrics
-            "open": kinds("mu2llm_requests_open", "Requests that have not been answered whole", kinds.GAUGE),
-            "ended": kinds("mu2llm_requests_total", "Requests that have ended, by outcome", kinds.COUNTER),
-            "seconds": kinds("mu2llm_request_seconds_total", "From arrival to end, summed", kinds.COUNTER),
-        }
         self.labels = {"model": "mu2llm", "version": version}
-        self.open = self.families["open"].Metric(labels=self.labels)
-        self.seconds = self.families["seconds"].Metric(labels=self.labels)
-        outcomes = ("FINISHED", "INVALID_ARG", "UNAVAILABLE", "CANCELLED", "INTERNAL")
-        self.ended = {
-            outcome: self.families["ended"].Metric(labels={**self.labels, "outcome": outcome})
-            for outcome in outcomes
+        self.families: list[Any] = []  # a family must outlive its metrics
+        kind = pb_utils.MetricFamily
+        (self.open,) = self._metrics("requests_open", "Requests not answered whole", kind.GAUGE)
+        self.ended = self._by("requests_total", "Requests that ended, by outcome", "outcome", OUTCOMES)
+        self.volumes = self._by(
+            "volumes_total", "Volumes encoded, or kept from before", "encoded", ("yes", "no")
+        )
+        (self.seconds,) = self._metrics("request_seconds_total", "Arrival to end, summed", kind.COUNTER)
+        (self.tokens,) = self._metrics("tokens_total", "Tokens written", kind.COUNTER)
+        self.times = {
+            key: self._metrics(key, about, kind.HISTOGRAM, buckets=SECONDS)[0]
+            for key, about in (
+                ("seconds_queued", "Arrival to start of work"),
+                ("seconds_to_first_piece", "Arrival to the first piece of text"),
+            )
         }
+
+    def _metrics(self, name: str, about: str, kind: Any, labels: Any = ({},), **more: Any) -> list[Any]:
+        family = pb_utils.MetricFamily(f"mu2llm_{name}", about, kind)
+        self.families.append(family)
+        return [family.Metric(labels={**self.labels, **label}, **more) for label in labels]
+
+    def _by(self, name: str, about: str, label: str, values: tuple[str, ...]) -> dict[str, Any]:
+        labels = [{label: value} for value in values]
+        return dict(
+            zip(values, self._metrics(name, about, pb_utils.MetricFamily.COUNTER, labels), strict=True)
+        )
 
     def arrived(self) -> None:
         with self.lock:
             self.open.increment(1)
 
-    def left(self, outcome: str, seconds: float) -> None:
+    def left(self, outcome: str, seconds: float, usage: dict[str, Any]) -> None:
         with self.lock:
             self.open.increment(-1)
             self.ended[outcome].increment(1)
             self.seconds.increment(seconds)
+            if usage:
+                self.tokens.increment(usage["completion_tokens"])
+                self.volumes["yes" if usage["encoded"] else "no"].increment(1)
+                for name, metric in self.times.items():
+                    metric.observe(usage[name])
 
 
 class TritonPythonModel:
@@ -71,10 +94,13 @@ class TritonPythonModel:
             # -P: no imports from the working folder, where the stub's NumPy is.
             sys.executable, "-P", "-m", "mu2llm.serving.worker",
             "--model", str(Path(args["model_repository"]) / self.version / "model"),
+            "--version", self.version,
             "--max-queue", parameters["max_queue"]["string_value"],
+            "--max-batch", parameters["max_batch"]["string_value"],
             "--max-tokens", parameters["max_tokens"]["string_value"],
         ]
         # fmt: on
+        self.max_bytes = int(parameters["max_volume_bytes"]["string_value"])
         self.numbers = itertools.count(1)
         self.senders: dict[int, Any] = {}
         self.arrivals: dict[int, float] = {}
@@ -99,6 +125,10 @@ class TritonPythonModel:
             values = {name: _value(request, name) for name in INPUTS}
             try:
                 values = {name: _plain(name, value) for name, value in values.items() if value is not None}
+                if volume and len(volume) > self.max_bytes:
+                    raise ValueError(
+                        f"VOLUME has {len(volume):,} bytes; this server takes at most {self.max_bytes:,}"
+                    )
             except ValueError as error:
                 self._left(number, "INVALID_ARG")
                 _fail(sender, "INVALID_ARG", str(error))
@@ -110,6 +140,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self.closing = True
+        self._tell({"type": "goodbye"})
         self.channel.shutdown(socket.SHUT_WR)
         self.reader.join()
 
@@ -127,7 +158,7 @@ class TritonPythonModel:
         """Passes the worker's messages on to the clients; replaces a worker that died."""
         while True:
             while (message := wire.receive(self.stream)) is not None:
-                self._answer(message[0])
+                self._answer(*message)
             status = self.worker.wait()
             if self.closing:
                 return
@@ -151,7 +182,7 @@ class TritonPythonModel:
                     print(error, file=sys.stderr, flush=True)
                     os._exit(1)
 
-    def _answer(self, header: dict[str, Any]) -> None:
+    def _answer(self, header: dict[str, Any], body: bytes) -> None:
         number = header["id"]
         with self.lock:
             sender = self.senders.get(number) if header["type"] == "piece" else self.senders.pop(number, None)
@@ -161,7 +192,7 @@ class TritonPythonModel:
             sender.send(pb_utils.InferenceResponse([_text("TEXT", header["text"])]))
             return
         # Before the client is told: who has the answer finds it counted.
-        self._left(number, header["code"] if header["type"] == "fail" else "FINISHED")
+        self._left(number, header.get("code", "FINISHED"), header.get("usage", {}))
         with self.ending:
             if header["type"] == "fail":
                 _fail(sender, header["code"], header["message"])
@@ -173,12 +204,15 @@ class TritonPythonModel:
                     "MODEL_VERSION": self.version,
                     "NOTICE": NOTICE,
                 }
-                _last(sender, pb_utils.InferenceResponse([_text(*output) for output in outputs.items()]))
+                tensors = [_text(*output) for output in outputs.items()]
+                if body:
+                    tensors.append(pb_utils.Tensor("SALIENCY", np.array([body], dtype=np.object_)))
+                _last(sender, pb_utils.InferenceResponse(tensors))
 
-    def _left(self, number: int, outcome: str) -> None:
+    def _left(self, number: int, outcome: str, usage: dict[str, Any] | None = None) -> None:
         with self.lock:
             arrival = self.arrivals.pop(number)
-        self.metrics.left(outcome, time.monotonic() - arrival)
+        self.metrics.left(outcome, time.monotonic() - arrival, usage or {})
 
     def _watch_clients(self) -> None:
         told: set[int] = set()
@@ -222,7 +256,10 @@ def _text(name: str, value: str) -> Any:
 def _fail(sender: Any, code: str, message: str) -> None:
     # A gRPC stream carries no status but in the mode of the header triton_grpc_error, in which streams at the
     # same time corrupt the state of a Triton 2.51: so the text begins with the code.
-    error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
+    status = getattr(
+        pb_utils.TritonError, code, pb_utils.TritonError.UNAVAILABLE
+    )  # no DEADLINE_EXCEEDED there
+    error = pb_utils.TritonError(f"{code}: {message}", status)
     _last(sender, pb_utils.InferenceResponse(error=error))
 
 

@@ -1,7 +1,8 @@
 """The process that holds the model: `python -m mu2llm.serving.worker`, started by Triton's Python backend.
 
-It talks to its parent over an inherited socket (`mu2llm.serving.wire`), and ends when the parent closes that
-or dies: then it takes nothing new, finishes what it has accepted, and goes.
+It talks to its parent over an inherited socket (`mu2llm.serving.wire`). When the parent says goodbye, it
+takes nothing new, finishes what it has accepted, and goes. A parent that is gone without goodbye was killed;
+a Triton 2.51 would go on saying that it is ready, so the worker ends the server.
 """
 
 import argparse
@@ -11,9 +12,15 @@ import socket
 import threading
 from typing import Any
 
+import psutil
+import torch
+
 from mu2llm.serving import wire
+from mu2llm.serving.audit import Audited, AuditLog
 from mu2llm.serving.engine import Busy, Engine
 from mu2llm.serving.inputs import parse_request
+
+KILL_SECONDS = 10  # how long a server without its backend gets to end by itself
 
 
 class Parent:
@@ -24,10 +31,10 @@ class Parent:
         self.lock = threading.Lock()
         self.gone = False
 
-    def send(self, header: dict[str, Any]) -> None:
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         with self.lock:
             try:
-                wire.send(self.channel, header)
+                wire.send(self.channel, header, body)
             except OSError:
                 self.gone = True  # nobody is left to answer: every reply counts as cancelled
 
@@ -44,8 +51,8 @@ class SocketReply:
     def piece(self, text: str) -> None:
         self.parent.send({"id": self.number, "type": "piece", "text": text})
 
-    def finish(self, reason: str, usage: dict[str, Any]) -> None:
-        self._last({"type": "finish", "reason": reason, "usage": usage})
+    def finish(self, reason: str, usage: dict[str, Any], saliency: bytes = b"") -> None:
+        self._last({"type": "finish", "reason": reason, "usage": usage}, saliency)
 
     def fail(self, code: str, message: str) -> None:
         self._last({"type": "fail", "code": code, "message": message})
@@ -53,20 +60,23 @@ class SocketReply:
     def cancelled(self) -> bool:
         return self.stopped or self.parent.gone
 
-    def _last(self, header: dict[str, Any]) -> None:
+    def _last(self, header: dict[str, Any], body: bytes = b"") -> None:
         self.replies.pop(self.number, None)
-        self.parent.send({"id": self.number, **header})
+        self.parent.send({"id": self.number, **header}, body)
 
 
-def serve(channel: socket.socket, model: str, *, max_queue: int, max_tokens: int, roots: list[str]) -> None:
-    """Loads the model, says that it is ready, and answers until the parent closes its end."""
-    engine = Engine(model, max_queue=max_queue)
+def serve(channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max_tokens: int) -> bool:
+    """Says that the model is ready, and answers until the parent closes its end; whether it said goodbye."""
+    roots = [root for root in os.environ.get("MU2_VOLUME_ROOTS", "").split(",") if root]
     parent = Parent(channel)
     parent.send({"type": "ready"})
     replies: dict[int, SocketReply] = {}
     stream = channel.makefile("rb")
     while (message := wire.receive(stream)) is not None:
         header, body = message
+        if header["type"] == "goodbye":
+            engine.close()
+            return True
         number = header["id"]
         if header["type"] == "cancel":
             if number in replies:
@@ -75,29 +85,53 @@ def serve(channel: socket.socket, model: str, *, max_queue: int, max_tokens: int
         reply = replies[number] = SocketReply(parent, number, replies)
         values = {**header["values"], "VOLUME": body} if header["volume"] else header["values"]
         try:
-            engine.submit(parse_request(values, max_tokens=max_tokens, roots=roots), reply)
+            request = parse_request(values, max_tokens=max_tokens, roots=roots)
+            engine.submit(request, Audited(reply, request, audit) if audit else reply)
         except Busy as busy:
             reply.fail("UNAVAILABLE", str(busy))
         except ValueError as error:
             reply.fail("INVALID_ARG", " ".join(str(error).split()))
+    parent.gone = True
     engine.close()
+    return False
+
+
+def tritonserver() -> psutil.Process | None:
+    """The server above the backend that started this process, where there is one."""
+    above = psutil.Process().parents()
+    return next((process for process in above if process.name() == "tritonserver"), None)
+
+
+def end(server: psutil.Process) -> None:
+    """Ends the server; harmless when it has gone already, or its number has gone to another process."""
+    try:
+        server.terminate()
+        server.wait(KILL_SECONDS)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired:
+        server.kill()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket")
     parser.add_argument("--model", required=True, help="folder of the model and its processor")
-    parser.add_argument("--max-queue", type=int, required=True)
-    parser.add_argument("--max-tokens", type=int, required=True)
+    parser.add_argument("--version", required=True, help="of the model, for the audit log")
+    for name in ("--max-queue", "--max-batch", "--max-tokens"):
+        parser.add_argument(name, type=int, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    serve(
-        socket.socket(fileno=options.fd),
-        options.model,
-        max_queue=options.max_queue,
-        max_tokens=options.max_tokens,
-        roots=[root for root in os.environ.get("MU2_VOLUME_ROOTS", "").split(",") if root],
-    )
+    log = logging.getLogger(__name__)
+    # Two threads compute at a time, one that prepares and one that writes: each gets half of the cores.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    server = tritonserver()
+    engine = Engine(options.model, max_queue=options.max_queue, max_batch=options.max_batch)
+    path = os.environ.get("MU2_AUDIT_LOG")
+    audit = AuditLog(path, options.version) if path else None
+    if not serve(socket.socket(fileno=options.fd), engine, audit, max_tokens=options.max_tokens) and server:
+        log.error("Triton's Python backend is gone without goodbye: ending the server")
+        end(server)
 
 
 if __name__ == "__main__":

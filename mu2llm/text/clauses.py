@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from mu2llm.text.chinese import is_chinese
 from mu2llm.text.words import Span, spans
 
 # After a comma or "and": what opens a new statement whatever stood before.
@@ -23,6 +24,10 @@ class Row:
     codes: str
     clauses: list[int]
 
+    def word(self, index: int) -> str:
+        """The characters of a span, in lower case."""
+        return self.text[self.spans[index].start : self.spans[index].end].lower()
+
     def bounds(self, clause: int) -> tuple[int, int]:
         """First span of a clause and one past its last."""
         first = self.clauses.index(clause)
@@ -34,7 +39,7 @@ def read_row(text: str) -> Row:
     row = spans(text)
     _settle(row)
     codes = "".join(span.code for span in row)
-    return Row(text, row, codes, number_clauses(codes))
+    return Row(text, row, codes, number_chinese_clauses(codes) if is_chinese(text) else number_clauses(codes))
 
 
 def number_clauses(codes: str) -> list[int]:
@@ -49,6 +54,18 @@ def number_clauses(codes: str) -> list[int]:
     for index, code in enumerate(codes):
         if code in ";b" or (code in ",C" and index > begin and _parts(codes, begin, index)):
             clause, begin = clause + 1, index + 1
+        numbers.append(clause)
+    return numbers
+
+
+def number_chinese_clauses(codes: str) -> list[int]:
+    """The same for Chinese: a comma parts clauses where what follows names a finding or an organ."""
+    numbers: list[int] = []
+    clause = 0
+    for index, code in enumerate(codes):
+        following = re.split("[,;]", codes[index + 1 :], maxsplit=1)[0]
+        if code == ";" or (code == "," and re.search("[EHSny]", following)):
+            clause += 1
         numbers.append(clause)
     return numbers
 
@@ -76,11 +93,13 @@ def _parts(codes: str, begin: int, index: int) -> bool:
     return has_verb and any(code in "VM" for code in segment) and not _NOT_A_SUBJECT.match(segment)
 
 
+NODE_MM = 10.0  # short axis from which a lymph node counts as enlarged (RECIST 1.1)
 _ALSO_ATTRIBUTES = {"calcification": "calcified", "low density": "hypodense", "enlarged": "enlarged"}
 
 
 def _settle(row: list[Span]) -> None:
     """Words that depend on their neighbour: "No, there is", "ground-glass nodule", "calcified stone"."""
+    codes = "".join(span.code for span in row)
     for index, span in enumerate(row):
         after = row[index + 1].code if index + 1 < len(row) else ""
         if index == 0 and span.code == "N" and after == ",":
@@ -91,6 +110,24 @@ def _settle(row: list[Span]) -> None:
             row[index] = span._replace(code="a", value="ground-glass")
         elif span.code == "H" and span.value in _ALSO_ATTRIBUTES and _noun_follows(row, index + 1):
             row[index] = span._replace(code="a", value=_ALSO_ATTRIBUTES[span.value])
+        elif span.code == "c" and span.value == "increased" and "S" in codes and not set("EH") & set(codes):
+            row[index] = span._replace(code="H", value="enlarged")  # "the heart has enlarged since"
+        elif span.code == "S" and span.value == "lymph nodes" and _short_axis(row[index:]) >= NODE_MM:
+            row[index] = span._replace(code="E", value="lymphadenopathy")
+
+
+def _short_axis(row: list[Span]) -> float:
+    """The smaller diameter that is told of the first span, in mm; 0 where another finding comes first or the
+    size is only a bound ("less than 1 cm")."""
+    for index, span in enumerate(row):
+        if span.code in "EHN":
+            break
+        if span.code == "#":
+            return min(span.value) if row[index - 1].value not in _BELOW else 0.0
+    return 0.0
+
+
+_BELOW = ("than", "below", "under", "exceed", "exceeding")
 
 
 def _noun_follows(row: list[Span], index: int) -> bool:

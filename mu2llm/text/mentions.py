@@ -5,6 +5,7 @@ are those after it up to the next mention's ("a nodule in the right lung"). Head
 entity from the site that they stand with.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from mu2llm.text.words import lexicon
 
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
+_BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
+_LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
 _LUNG_PLACES = (
     *("upper lobe", "middle lobe", "lower lobe", "upper and lower lobes", "upper and middle lobes"),
     *("middle and lower lobes", "lingula", "subpleural", "perihilar"),
@@ -73,26 +76,26 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         return []
     if not own:
         own = _sites_after(row, mention)
-    if not own and index and listed_with(row, mentions[index - 1], mention):
-        earlier = mentions[index - 1]  # "pulmonary nodules or masses"
-        own = _compatible(row, [i for i in range(earlier.first, earlier.at) if _site(row, i)], facts)
-    if not own and index + 1 < len(mentions):
-        following = mentions[index + 1]
-        if following.clause == mention.clause and listed_with(row, mention, following):
-            own = _compatible(row, _sites_after(row, following), facts)
-    if not own:
-        own = _subject(row, mention, facts)
+    if not own and not facts.get("direct"):
+        own = _shared(row, mentions, index, facts) or _subject(row, mention, facts)
+    if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention):
+        return [replace(mention, entity=facts["sites"]["liver"])]
     by_entity: dict[str, list[int]] = {}
     for i in _compatible(row, own, facts):
         by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
     if by_entity:
         return [replace(mention, entity=name, sites=tuple(sites)) for name, sites in by_entity.items()]
-    return [replace(mention, entity=facts["default"])] if facts["default"] and not own else []
+    if own:
+        return []
+    for before in range(index - 1, -1, -1):  # "no nodule in the thyroid; right lobe nodule"
+        if row.spans[mentions[before].at].value == span.value and not _lung_place(row, words):
+            return [replace(mention, entity=one.entity) for one in named(row, mentions, before)[:1]]
+    return [replace(mention, entity=facts["default"])] if facts["default"] else []
 
 
 def listed_with(row: Row, mention: Mention, following: Mention) -> bool:
-    """Whether only commas, "and" or "or" stand between two mentions."""
-    return all(code in _LIST for code in row.codes[mention.at + 1 : following.first])
+    """Whether only commas, "and", "or", "vs" or a bracket stand between two mentions."""
+    return all(code in _BESIDE for code in row.codes[mention.at + 1 : following.first])
 
 
 def _sites_after(row: Row, mention: Mention) -> list[int]:
@@ -103,11 +106,15 @@ def _sites_after(row: Row, mention: Mention) -> list[int]:
         code = row.codes[i]
         if code == "P":
             linked = True
-        elif code in "VM" or (code in _LIST and not sites):
+        elif code in "VM" or (code in _LIST and not sites and row.codes[i - 1] not in "sL"):
             linked = False
         elif _site(row, i) and (linked or sites):
             sites.append(i)
     return sites
+
+
+def _lung_place(row: Row, words: range) -> bool:
+    return any(_site(row, i) == "lungs" for i in words)
 
 
 def _compatible(row: Row, sites: list[int], facts: dict[str, Any]) -> list[int]:
@@ -121,19 +128,41 @@ def _site(row: Row, i: int) -> str:
     return "lungs" if row.codes[i] == "L" and row.spans[i].value in _LUNG_PLACES else ""
 
 
+def _shared(row: Row, mentions: list[Mention], index: int, facts: dict[str, Any]) -> list[int]:
+    """Sites of a neighbour in a list: "pulmonary nodules or masses", "stones and cysts in the kidneys"."""
+    mention = mentions[index]
+    own: list[int] = []
+    if index and listed_with(row, mentions[index - 1], mention):
+        earlier = mentions[index - 1]
+        own = _compatible(row, [i for i in range(earlier.first, earlier.at) if _site(row, i)], facts)
+    if not own and index + 1 < len(mentions):
+        following = mentions[index + 1]
+        if following.clause == mention.clause and listed_with(row, mention, following):
+            own = _compatible(row, _sites_after(row, following), facts)
+    return own
+
+
+def _in_liver_segment(row: Row, mention: Mention) -> bool:
+    """Whether a numbered segment stands in the clause and no lobe of the lung: the liver's are numbered."""
+    begin, end = row.bounds(mention.clause)
+    named = {str(row.spans[i].value) for i in range(begin, end) if row.codes[i] == "L"}
+    return any(name.startswith("segment ") for name in named) and not named.intersection(_LUNG_PLACES)
+
+
 def _subject(row: Row, mention: Mention, facts: dict[str, Any]) -> list[int]:
-    """The nearest site before, in the same clause, in a heading ("Liver: ..."), or before ", and a"."""
+    """The nearest site before: in the same clause, in a heading ("Liver: ..."), before ", and a" or "its"."""
     codes = row.codes
     colon = codes.find(":")
-    opening = row.bounds(mention.clause)[0]
-    reaches_back = codes[opening + 1 : opening + 2] in ("A", "T", "N") or codes[opening] == "b"
+    opening, close = row.bounds(mention.clause)
+    reaches_back = re.match(".(A|T|N|PA)|b", codes[opening:close]) is not None
+    reaches_back = reaches_back or any(row.word(i) in ("its", "their") for i in range(opening, close))
     for i in range(mention.first - 1, -1, -1):
         if codes[i] != "S" or _site(row, i) not in facts["sites"]:
             continue
         if row.clauses[i] == mention.clause or reaches_back or i < colon:
             sites = [i]
-            while i >= 2 and codes[i - 1] in _LIST and codes[i - 2] == "S":
-                i -= 2
+            while listed := _LISTED.search(codes, 0, i):
+                i = listed.start()
                 sites.append(i)
             return _compatible(row, sites, facts)
     return []

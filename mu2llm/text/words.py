@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mu2llm.text import chinese
+
 _NUMBER = r"\d+(?:[.,]\d+)?"
 _LENGTH_UNIT = r"(?:mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"
 _SIZE = rf"{_NUMBER}(?:\s*{_LENGTH_UNIT}?\s*(?:[x×*]|-|–|to|by)\s*{_NUMBER}){{0,2}}\s*-?\s*{_LENGTH_UNIT}\b"
 _TOKEN = re.compile(
     rf"(?P<size>{_SIZE})|(?P<word>[^\W\d_]+\d*)|(?P<number>\d+(?:[.,]\d+)?)|(?P<mark>[^\s\w])", re.I
 )
-_PART = re.compile(rf"({_NUMBER})\s*({_LENGTH_UNIT})?", re.I)
+_PART = re.compile(rf"({_NUMBER})[\s-]*({_LENGTH_UNIT})?", re.I)
 
 # Codes of single words and marks; phrases of the word lists have codes of their own (CODES).
-_MARKS = {",": ",", ";": ";", ":": ":", "(": "(", ")": ")", "/": "O", "；": ";", "，": ","}
+_MARKS = {",": ",", ";": ";", ":": ":", "(": "(", ")": ")", "/": "O", "?": "?", "；": ";", "，": ","}
 
 CODES = {
     "negation_before": "N",
@@ -29,6 +31,8 @@ CODES = {
     "uncertain_before": "U",
     "uncertain_after": "W",
     "uncertain_either": "B",
+    "versus": "v",
+    "idle": "w",
     "comparison": "c",
     "earlier": "p",
     "severity": "g",
@@ -50,6 +54,9 @@ CODES = {
     "the": "D",
     "a": "A",
 }
+
+
+CHINESE_CODES = CODES | {"entities": "E", "heads": "H", "sites": "S"}
 
 
 class Span(NamedTuple):
@@ -126,15 +133,16 @@ _IRREGULAR = {
     "granulomata": "granuloma", "masses": "mass", "hemithoraces": "hemithorax", "fibroses": "fibrosis",
     "stenoses": "stenosis", "ducts": "duct", "does": "does", "was": "was", "is": "is", "has": "has",
     "its": "its", "this": "this", "abscesses": "abscess", "biopsies": "biopsy", "indices": "index",
-    "lumina": "lumen", "haemangioma": "hemangioma", "oedema": "edema", "tumour": "tumor",
+    "lumina": "lumen", "oedema": "edema", "tumour": "tumor",
     "tumours": "tumor", "calibre": "caliber", "centre": "center", "oesophagus": "esophagus",
-    "oesophageal": "esophageal", "grey": "gray",
+    "oesophageal": "esophageal", "grey": "gray", "varices": "varix", "loops": "loop",
 }  # fmt: skip
 
 
 @lru_cache(maxsize=65536)
 def lemma(word: str) -> str:
     """The word list's form of a lower-case word: singular, American spelling."""
+    word = word.replace("haem", "hem")
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith("ies"):
@@ -146,6 +154,8 @@ def lemma(word: str) -> str:
 
 def spans(sentence: str) -> list[Span]:
     """The sentence as a row of spans, longest phrases first; unknown words have the code w."""
+    if chinese.is_chinese(sentence):
+        return [Span(*token) for token in chinese.tokens(sentence, CHINESE_CODES)]
     tree = lexicon().tree
     tokens: list[tuple[str, str, int, int]] = []
     for match in _TOKEN.finditer(sentence):

@@ -17,6 +17,14 @@ from typing import TextIO
 RESTART_ME = 143  # 128 + SIGTERM: a checkpoint is written and the same command goes on from it
 ERROR_MARK = "mu2-error: "  # workers put it before the one line that says what went wrong
 GRACE_SECONDS = 45  # torchrun gives its workers 30 s after SIGTERM
+QUIET = {  # the environment of a worker that says what its stage says, and little else
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TQDM_DISABLE": "1",
+}
 
 
 class TrainingFailed(RuntimeError):
@@ -35,8 +43,10 @@ def launch(stage: str, config_path: str | Path, nproc: int = 1, overrides: list[
     config_path = Path(config_path)
     if not config_path.is_file():
         raise FileNotFoundError(f"no configuration at {config_path}")
+    # The workers' address is given: a container without a network cannot look up its own name.
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"),
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"),
+        f"--nproc_per_node={nproc}",
         *("-m", f"mu2llm.training.{stage}", "--config", str(config_path), *(overrides or [])),
     ]
     log = config_path.parent / f"{stage}.log"
@@ -44,21 +54,12 @@ def launch(stage: str, config_path: str | Path, nproc: int = 1, overrides: list[
     if any(f"exitcode: {RESTART_ME}" in line for line in tail):
         raise SystemExit(RESTART_ME)
     if code:
-        raise TrainingFailed(f"{stage}: {_cause(tail, code)} (whole log: {log})")
+        raise TrainingFailed(f"{stage}: {cause(tail, code)} (whole log: {log})")
 
 
 def _environment(nproc: int) -> dict[str, str]:
     threads = max(1, len(os.sched_getaffinity(0)) // nproc)
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONWARNINGS": "ignore",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TQDM_DISABLE": "1",
-        **os.environ,
-    }
+    return {"OMP_NUM_THREADS": str(threads), **QUIET, **os.environ}
 
 
 def _run(command: list[str], environment: dict[str, str], log: Path, prefix: str) -> tuple[int, list[str]]:
@@ -133,7 +134,7 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _cause(tail: list[str], code: int) -> str:
+def cause(tail: list[str], code: int) -> str:
     """The line in which a worker said what went wrong, or the log's last words before torchrun's own."""
     errors = [line.removeprefix(ERROR_MARK) for line in tail if line.startswith(ERROR_MARK)]
     # A worker whose neighbour died says that a connection broke: true, and not the cause.

@@ -11,9 +11,9 @@ def choose(
     study: Study, candidates: list[dict[str, Any]], *, margin: float, reference_as_chosen: bool, judge: str
 ) -> Preference | str:
     """The pair that a study's candidates give, or why they give none."""
-    usable = [c for c in candidates if c["finished"] and c["score"] is not None]
+    usable = [c for c in candidates if c["finished"] and c["score"] is not None and c["text"]]
     if not usable:
-        return "no candidate was finished and scored"
+        return "no candidate holds a finished and scored text"
     worst = min(usable, key=lambda c: c["score"])
     best: dict[str, Any] = max(usable, key=lambda c: c["score"])
     if reference_as_chosen:

@@ -146,7 +146,7 @@ def sample(settings: Settings, judge: Judge | None = None) -> bool:
     from transformers.utils.logging import disable_progress_bar
 
     from mu2llm.data.frames import FrameCache
-    from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+    from mu2llm.model.load import load_model
 
     disable_progress_bar()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -155,8 +155,7 @@ def sample(settings: Settings, judge: Judge | None = None) -> bool:
     todo = [number for number in range(rank, len(chunks), world) if not _part(settings, number).is_file()]
     if not todo:
         return True
-    processor = Mu2Processor.from_pretrained(settings.model)
-    model = Mu2ForConditionalGeneration.from_pretrained(settings.model, dtype=torch.float32).eval()
+    model, processor = load_model(settings.model, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     folder = settings.cache or Path(settings.studies).parent / "frames"
     frames = FrameCache([study.volume for study in studies.values()], processor, folder)
@@ -188,7 +187,7 @@ def _draft(
     import torch
 
     inputs = processor([frames[study.volume] for study in studies], [REPORT_QUESTION] * len(studies))
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    inputs = inputs.to(model.device)
     count, width = settings.candidates, inputs["input_ids"].shape[1]
     with torch.inference_mode():
         visual = model.encode_volume(inputs["pixel_values"], inputs["question_ids"], inputs["question_mask"])

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 import mu2llm
 from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Study
-from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor, load
 from mu2llm.training.config import TrainConfig
 from mu2llm.training.config import save as save_config
 from mu2llm.training.data import digest
@@ -72,11 +72,7 @@ def load_model(
     config: TrainConfig, kind: type[Mu2ForConditionalGeneration] = Mu2ForConditionalGeneration
 ) -> tuple[Any, Mu2Processor]:
     """The model to train, its frozen parts marked, and its processor."""
-    if not (Path(config.model) / "config.json").is_file():
-        raise FileNotFoundError(f"no model at {config.model}: expected a folder with config.json and weights")
-    processor = Mu2Processor.from_pretrained(config.model)
-    model = kind.from_pretrained(config.model, dtype=torch.float32)
-    processor.check(model.config)  # type: ignore[arg-type]
+    model, processor = load.load_model(config.model, kind, dtype=torch.float32)
     model.config.use_cache = False
     if config.lora_rank:
         add_adapters(model.language_model, config.lora_rank, config.lora_alpha)

@@ -44,12 +44,14 @@ def overlay_png(
     saliency: np.ndarray,
     *,
     window: tuple[float, float] = (-160.0, 240.0),
-    height: int = 256,
+    width: int = 1024,
+    height: int = 512,
 ) -> bytes:
     """One PNG: the axial, coronal and sagittal slice through the strongest place, saliency in red over it.
 
     saliency: (X, Y, Z) on the volume's own voxels, 0 to 1 (`to_volume`). The patient's right is on the left,
     the front up (sagittal: on the left), the head up.
+    width, height: of the picture in pixels at most. A millimetre is as long in all three planes.
     """
     if saliency.shape != volume.array.shape:
         raise ValueError(f"saliency has shape {saliency.shape}, the volume {volume.array.shape}")
@@ -65,14 +67,18 @@ def overlay_png(
         axial, coronal, sagittal = array[:, :, z].T, array[:, y].T, array[x].T
         return axial[::-1, ::-1], coronal[::-1, ::-1], sagittal[::-1, ::-1]
 
-    pictures = []
-    sizes = ((mm_x, mm_y), (mm_x, mm_z), (mm_y, mm_z))
+    scale = min(width / (2 * mm_x + mm_y), height / max(mm_y, mm_z))  # pixels a millimetre
+    px_x, px_y, px_z = (max(1, int(mm * scale)) for mm in (mm_x, mm_y, mm_z))
+    picture = np.zeros((max(px_y, px_z), 2 * px_x + px_y, 3))
+    left = 0
+    sizes = ((px_x, px_y), (px_x, px_z), (px_y, px_z))
     for plane, warm, (across, up) in zip(cuts(grey), cuts(heat), sizes, strict=True):
-        width = max(1, round(height * across / up))
-        shown, mask = (_resized(part, width, height) for part in (plane, warm))
-        red = shown[..., None] * (1 - 0.6 * mask[..., None]) + mask[..., None] * np.array([0.6, 0.05, 0.0])
-        pictures.append(red)
-    return _encode(np.concatenate(pictures, axis=1))
+        shown, mask = (_resized(part, across, up)[..., None] for part in (plane, warm))
+        top = (len(picture) - up) // 2
+        red = shown * (1 - 0.6 * mask) + mask * np.array([0.6, 0.05, 0.0])
+        picture[top : top + up, left : left + across] = red
+        left += across
+    return _encode(picture)
 
 
 def _resized(plane: np.ndarray, width: int, height: int) -> np.ndarray:

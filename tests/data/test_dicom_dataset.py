@@ -1,45 +1,205 @@
-"""A folder of DICOM series, as sub-folders and zips, with a table of reports."""
+"""A folder of DICOM series, as sub-folders and zips, with a table of reports: studies without identifiers."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mu2llm.cli import main
 from mu2llm.data.ingest import ingest
+from mu2llm.data.records import Study, read_jsonl
+from mu2llm.volume import load_volume, prepare_frames
+from tests.dicom_series import write_series
 
 REAL = Path(__file__).parents[3] / "shared" / "real-ct" / "dicom"
+KEY = "0123456789abcdef" * 4
 
 
-@pytest.fixture
-def root(tmp_path, save_ct):
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("MU2_DEID_KEY", KEY)
+    monkeypatch.delenv("MU2_DEID_KEY_FILE", raising=False)
+
+
+def series(folder, uid, patient="P1", **values):
+    def change(i, ds):
+        ds.SeriesInstanceUID, ds.PatientID = uid, patient(i) if callable(patient) else patient
+        for keyword, value in values.items():
+            setattr(ds, keyword, value)
+        noise = np.random.default_rng([i, *uid.encode()]).integers(0, 2000, (16, 20)).astype(np.uint16)
+        ds.PixelData = noise.tobytes()
+        return ds
+
+    write_series(folder, change)
+    return folder
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    shutil.rmtree(folder)
+
+
+def table(root, *rows, header="volume,report,patient_id,split"):
+    (root / "reports.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+
+
+def read(out):
+    studies = {study.meta["row"]: study for study in read_jsonl(out / "studies.jsonl", Study)}
+    lines = (out / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
+    return studies, [(line["row"], line["reason"]) for line in map(json.loads, lines)]
+
+
+def test_folders_and_zips_are_taken_and_each_row_that_is_not_is_named(tmp_path, save_ct):
+    root = tmp_path / "set"
+    series(root / "p1" / "series", "1.2.1")
+    zipped(series(root / "two", "1.2.2", "P2"), root / "two.zip")
+    series(root / "again", "1.2.1")
+    save_ct(root / "p4.nii.gz")
+    (root / "forgotten").mkdir()
+    series(root / "burned", "1.2.5", BurnedInAnnotation="YES")
+    series(root / "screens", "1.2.6", SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    series(root / "several", "1.2.7", lambda i: f"P{i}")
+    series(root / "scouts", "1.2.8", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    rows = ["p1/series", "two.zip", "again", "p4.nii.gz", "burned", "screens", "scouts"]
+    table(root, *(f"{name},No liver lesion.,," for name in rows), "p1/series,Clear.,,middle")
+    summary = ingest("dicom", root, tmp_path / "out")
+    studies, rejects = read(tmp_path / "out")
+    assert list(studies) == [2, 3]
+    assert (summary["dataset"], summary["studies"], summary["patients"]) == ("dicom", 2, 2)
+    reasons = dict(rejects)
+    assert reasons[4] == "the same study or series as row 2; list it once"
+    assert "neither a folder nor a zip" in reasons[5]
+    assert "BurnedInAnnotation YES" in reasons[6]
+    assert "8 secondary capture" in reasons[7]
+    assert "8 localizer" in reasons[8]
+    assert reasons[9] == 'split "…" is not one of train, val, test'
+    unnamed = [reason for row, reason in rejects if row == 0]
+    assert [reason[:56] for reason in unnamed] == [
+        "reports.csv does not name sub-folder or zip 3 of 8, sort",
+        "reports.csv does not name sub-folder or zip 7 of 8, sort",
+    ]
+    assert {path.name for path in (tmp_path / "out" / "volumes").iterdir()} == {
+        f"{study.study_id}.zip" for study in studies.values()
+    }, "no series of a reject stays"
+
+
+def test_the_same_key_gives_the_same_names_and_bytes_and_another_key_others(tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    series(root / "a", "1.2.1", "MRN-1")
+    series(root / "b", "1.2.2", "MRN-1")
+    series(root / "c", "1.2.3", "MRN-2")
+    table(root, "a,Clear.,,", "b,Clear.,,", "c,Clear.,MRN-1,")
+    ingest("dicom", root, tmp_path / "one", workers=1)
+    (root / "b").rename(root / "moved")
+    table(root, "moved,Clear.,,", "a,Clear.,,", "c,Clear.,MRN-1,")
+    ingest("dicom", root, tmp_path / "two", workers=2)
+    (one, _), (two, _) = read(tmp_path / "one"), read(tmp_path / "two")
+    assert [one[2], one[3], one[4]] != [two[2], two[3], two[4]]
+    assert [(s.study_id, s.patient_id, s.split) for s in (one[2], one[3], one[4])] == [
+        (s.study_id, s.patient_id, s.split) for s in (two[3], two[2], two[4])
+    ]
+    assert len({study.patient_id for study in one.values()}) == 1, (
+        "a header's id and a table's are one patient"
+    )
+    for study in one.values():
+        twin = tmp_path / "two" / "volumes" / f"{study.study_id}.zip"
+        assert Path(study.volume).read_bytes() == twin.read_bytes()
+    monkeypatch.setenv("MU2_DEID_KEY", KEY[::-1])
+    with pytest.raises(ValueError, match="de-identified with another key"):
+        ingest("dicom", root, tmp_path / "two")
+    ingest("dicom", root, tmp_path / "three")
+    other, _ = read(tmp_path / "three")
+    assert not {s.patient_id for s in other.values()} & {s.patient_id for s in one.values()}
+    assert not {s.study_id for s in other.values()} & {s.study_id for s in one.values()}
+
+
+def test_a_patient_in_two_splits_is_told_by_rows(tmp_path):
+    root = tmp_path / "set"
+    series(root / "a", "1.2.1", "MRN-1")
+    series(root / "b", "1.2.2", "MRN-1")
+    table(root, "a,Clear.,,train", "b,Clear.,,test")
+    with pytest.raises(ValueError, match=r"one patient stands in two splits: row 2 in train, row 3 in test"):
+        ingest("dicom", root, tmp_path / "out")
+
+
+def test_a_series_of_several_patients_is_refused(tmp_path):
+    series(tmp_path / "set" / "a", "1.2.1", lambda i: f"P{i // 4}")
+    table(tmp_path / "set", "a,Clear.,,")
+    with pytest.raises(ValueError, match="its slices are of several patients"):
+        ingest("dicom", tmp_path / "set", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "cause"),
+    [
+        ({}, (), "neither MU2_DEID_KEY nor MU2_DEID_KEY_FILE is set; make one with `openssl rand"),
+        ({"MU2_DEID_KEY": "short"}, (), "a key needs 32 random characters or more"),
+        ({"MU2_DEID_KEY": "a" * 40}, (), "a key needs 32 random characters or more"),
+        ({"MU2_DEID_KEY": KEY, "MU2_DEID_KEY_FILE": "{tmp}/key"}, (), "are both set; keep one"),
+        ({"MU2_DEID_KEY_FILE": "{tmp}/none"}, (), "none: No such file"),
+        ({}, ("--key-file", "{tmp}/empty"), "empty is empty"),
+        ({"MU2_DEID_KEY": KEY}, ("--scrub", "off"), "always scrubbed"),
+        ({"MU2_DEID_KEY": KEY}, ("--reports", "{tmp}/key"), "for a DICOMweb server"),
+        ({}, ("--dataset", "folder", "--key-file", "{tmp}/key"), 'are for the "dicom" dataset'),
+    ],
+)  # fmt: skip
+def test_keys_and_options_that_are_wrong(tmp_path, monkeypatch, capsys, variables, words, cause):
+    monkeypatch.delenv("MU2_DEID_KEY")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp=tmp_path))
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "empty").write_text("\n")
+    table(tmp_path, "a,Clear.,,")
+    words = [word.format(tmp=tmp_path) for word in words]
+    line = ["data", "ingest", "--dataset", "dicom", str(tmp_path), "--out", str(tmp_path / "out"), *words]
+    assert main(line) == 2
+    err = capsys.readouterr().err
+    assert cause in err and err.count("\n") == 1
+    assert KEY not in err
+
+
+def test_a_key_file_is_the_same_key_as_its_text(tmp_path, monkeypatch):
+    series(tmp_path / "set" / "a", "1.2.1")
+    table(tmp_path / "set", "a,Clear.,,")
+    ingest("dicom", tmp_path / "set", tmp_path / "one")
+    monkeypatch.delenv("MU2_DEID_KEY")
+    (tmp_path / "key").write_text(KEY + "\n")
+    ingest("dicom", tmp_path / "set", tmp_path / "two", key_file=tmp_path / "key")
+    assert read(tmp_path / "one")[0][2].study_id == read(tmp_path / "two")[0][2].study_id
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    series(tmp_path / "elsewhere", "1.2.1")
+    series(tmp_path / "set" / "a", "1.2.2")
+    (tmp_path / "set" / "a" / "link").symlink_to(tmp_path / "elsewhere" / "IM0000")
+    table(tmp_path / "set", "a,Clear.,,")
+    with pytest.raises(ValueError, match="a link in it leads out"):
+        ingest("dicom", tmp_path / "set", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_real_slices_become_the_same_frames(tmp_path):
     if not REAL.is_dir():
         pytest.skip("the real DICOM series of ../shared/real-ct is not here")
     root = tmp_path / "set"
-    slices = sorted(file for file in REAL.rglob("*") if file.is_file())
-    (root / "p1" / "series").mkdir(parents=True)
-    for file in slices[6:12]:
-        shutil.copyfile(file, root / "p1" / "series" / file.name)
-    for name, some in (("p2.zip", slices[:6]), ("p3.zip", [*slices[:3], *slices[4:6]])):
-        with zipfile.ZipFile(root / name, "w") as archive:
-            for file in some:
-                archive.write(file, file.name)
-    save_ct(root / "p4.nii.gz")
-    (root / "forgotten").mkdir()
-    (root / "reports.csv").write_text(
-        "volume,report,patient_id\np1/series,No liver lesion.,p1\np2.zip,No renal calculus.,p2\n"
-        "p3.zip,Clear lungs.,p3\np4.nii.gz,Clear lungs.,p4\n"
-    )
-    return root
-
-
-def test_folders_and_zips_are_taken_and_what_has_no_row_is_named(root, tmp_path, read_out):
-    summary = ingest("dicom", root, tmp_path / "out")
-    studies, rejects = read_out(tmp_path / "out")
-    assert (summary["dataset"], summary["studies"]) == ("dicom", len(studies))
-    assert list(studies) == ["series", "p2"]
-    assert "missing" in rejects["p3.zip"]
-    assert studies["series"]["intensity"] == "hu"
-    assert "neither a folder nor a zip" in rejects["p4.nii.gz"]
-    assert rejects["forgotten"] == "reports.csv does not name it; add a row with its report"
-    assert "p1" not in rejects, "its series has a row"
+    shutil.copytree(REAL, root / "scan", copy_function=shutil.copyfile)
+    slices = sorted((root / "scan").iterdir())
+    with zipfile.ZipFile(root / "gap.zip", "w") as archive:
+        for file in [*slices[:3], *slices[4:6]]:
+            archive.write(file, file.name)
+    table(root, "scan,No liver lesion.,,", "gap.zip,Clear lungs.,,")
+    ingest("dicom", root, tmp_path / "out")
+    studies, rejects = read(tmp_path / "out")
+    assert [(row, "missing slices" in reason) for row, reason in rejects] == [(3, True)]
+    ours, theirs = load_volume(studies[2].volume), load_volume(REAL)
+    np.testing.assert_array_equal(ours.array, theirs.array)
+    np.testing.assert_allclose(ours.affine, theirs.affine)
+    for mode in ("hu", "published"):
+        size = {"size": 64, "depth": 32, "frame_slices": 16}
+        expected = prepare_frames(theirs, mode=mode, **size)
+        np.testing.assert_array_equal(prepare_frames(ours, mode=mode, **size), expected)

@@ -95,7 +95,7 @@ def test_the_drafts_file_has_a_row_a_study(evaluated, model, studies):
 def test_equal_evaluations_do_not_differ(evaluated, model, studies_file, tmp_path):
     _, folder = evaluated
     evaluate(model, studies_file, tmp_path, cases=0, cache=tmp_path / "frames", **OPTIONS)
-    assert list((tmp_path / "frames").glob("*.npy"))
+    assert list((tmp_path / "frames").glob("*/*.safetensors"))
     found = compare(folder, tmp_path / "evaluation.json")
     assert (found["studies"], found["difference"], found["difference_ci"]) == (7, 0, [0, 0])
     assert (found["patients"], found["left_out"], found["studies_needed"]) == (6, 0, None)

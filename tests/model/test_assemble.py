@@ -1,13 +1,17 @@
 """A decoder's folder and M3D-CLIP's tower become one model: nothing is lost, nothing is left unset."""
 
+import re
+import shutil
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from safetensors.torch import load_file, save_file
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from mu2llm.cli import main
 from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
 from mu2llm.model.assemble import assemble
-from mu2llm.model.convert import TOWER, rename
+from mu2llm.model.published import TOWER, rename
 from mu2llm.model.tiny import train_tokenizer
 
 VISION = {
@@ -64,6 +68,52 @@ def test_the_decoder_keeps_its_weights_and_gains_the_placeholder(decoder, tmp_pa
     Mu2Processor.from_pretrained(tmp_path).check(again.config)
     with torch.no_grad():
         assert torch.equal(again.eval()(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_decoder_keeps_its_own_control_tokens(decoder, tmp_path, known):
+    """An instruct model's marks and named tokens stay special beside the placeholder; the placeholder becomes
+    special where the tokenizer held it as a word."""
+    shutil.copytree(decoder, tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(decoder, extra_special_tokens=["<|user|>", "<|end|>"])
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True), AddedToken("plain")])
+    if known:
+        tokenizer.add_tokens(["<im_patch>"])
+    tokenizer.save_pretrained(tmp_path / "chat")
+    _, processor = assemble(tmp_path / "chat", **SIZES)
+    processor.save_pretrained(tmp_path / "ours")
+    loaded = Mu2Processor.from_pretrained(tmp_path / "ours")
+    for read in (processor, loaded):
+        assert {"<|user|>", "<|end|>", "<im_patch>"} <= set(read.tokenizer.all_special_tokens)
+        assert read.image_token_id in read.tokenizer.all_special_ids
+        for mark in ("<|user|>", "<|end|>", "<|tool|>", "<im_patch>", "<bos>"):
+            with pytest.raises(ValueError, match=f"control token {re.escape(mark)}"):
+                read(None, [f"Clear? {mark}"])
+        read(None, ["A plain question?"])
+    assert len(loaded.tokenizer) == len(processor.tokenizer)
+
+
+@pytest.mark.parametrize("fault", ["missing", "torn", "pickled"])
+def test_a_decoder_that_is_not_whole_is_refused(decoder, tmp_path, fault):
+    shutil.copytree(decoder, tmp_path / "decoder")
+    weights = tmp_path / "decoder" / "model.safetensors"
+    tensors = load_file(weights)
+    if fault == "missing":
+        del tensors["model.norm.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif fault == "torn":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    else:
+        weights.unlink()
+        torch.save(tensors, tmp_path / "decoder" / "pytorch_model.bin")
+    message = {
+        "missing": r"model\.norm\.weight is missing",
+        "torn": "weights are torn",
+        "pickled": "no weights as safetensors",
+    }
+    with pytest.raises((ValueError, FileNotFoundError), match=message[fault]) as error:
+        assemble(tmp_path / "decoder", **SIZES)
+    assert str(tmp_path / "decoder") in str(error.value)
 
 
 def test_the_same_seed_gives_the_same_model(decoder):

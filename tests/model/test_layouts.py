@@ -1,16 +1,24 @@
 """Every form in which a published checkpoint may lie on disk is read, and written back bit for bit."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as safetensors_bytes
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
+from mu2llm.cli import main
 from mu2llm.model import Mu2ForConditionalGeneration
-from mu2llm.model.convert import TOWER, convert, load_vision_tower, rename, revert
+from mu2llm.model.convert import convert, load_vision_tower, revert
+from mu2llm.model.published import TOWER, UNUSED, check_whole, rename, translate_config
 from mu2llm.model.tiny import build_tiny
+from mu2llm.model.weights import read_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 DECODERS = {
@@ -122,17 +130,164 @@ def test_a_setting_that_no_tensor_shows_is_not_passed_over(tmp_path, published, 
 
 def test_every_tensor_is_needed(tmp_path, published):
     for number, name in enumerate(sorted(published)):
-        if name.endswith(("vision_tower.norm.weight", "blocks.0.mlp.linear1.weight", "relative_bias")):
-            continue  # sizes are read from these first
         lacking = {other: tensor for other, tensor in published.items() if other != name}
         with pytest.raises(ValueError, match=f"{name} is missing"):
             convert(write(tmp_path / f"{number}", lacking), tmp_path / "ours", image_token_id=319)
+
+
+FAULTS = {
+    "no dimension": lambda tensor: torch.tensor(1.0),
+    "longer": lambda tensor: torch.cat([tensor, tensor[:1]]),
+    "shorter": lambda tensor: tensor[..., 1:],
+    "whole numbers": lambda tensor: tensor.int(),
+}
+
+
+@pytest.mark.parametrize("faults", [["no dimension"], ["longer", "shorter", "whole numbers"]], ids=str)
+def test_every_tensor_must_have_its_shape(published, faults):
+    """The very tensor is named, although sizes of the model are read from some of them."""
+    for number, (name, tensor) in enumerate(published.items()):
+        wrong = FAULTS[faults[number % len(faults)]](tensor)
+        tensors = {rename(other): held for other, held in (published | {name: wrong}).items()}
+        unused = {other: tensors.pop(other) for other in list(tensors) if UNUSED.match(other)}
+        with pytest.raises(ValueError, match=f"tensor {re.escape(name)} (is|holds) "):
+            check_whole(translate_config(golden_config(), tensors, 319), tensors, unused)
+
+
+def test_without_a_tower_the_lack_is_named(tmp_path, published):
+    for part in ("blocks.", ""):
+        rest = {name: tensor for name, tensor in published.items() if not name.startswith(TOWER + part)}
+        with pytest.raises(ValueError, match=r"no tensor tells .* vision_tower"):
+            convert(write(tmp_path / f"{part}source", rest), tmp_path / "ours", image_token_id=319)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_size", 64, r"image_size=64 .* three whole numbers: \[slices, rows, columns\]"),
+        ("image_size", [64, 64], "image_size=.* three whole numbers"),
+        ("patch_size", [4, "16", 16], "patch_size=.* three whole numbers"),
+        ("patch_size", [4, 16, 24], "rows|columns"),
+        ("u2t_top_k", "24", "u2t_top_k='24' in config.json: write it as one whole number"),
+        ("u2t_num_heads", 5, "width 64 is not a multiple of 5 heads"),
+        ("u2t_num_layers", 0, "u2t_num_layers=0"),
+        ("num_3d_query_token", True, "num_3d_query_token=True"),
+        ("proj_pooling_size", 1.5, "proj_pooling_size=1.5"),
+        ("proj_pooling_size", 99, "pooling_size=99"),
+        ("hidden_size", "64", "config.json"),
+        ("num_attention_heads", 0, "config.json"),
+        ("vocab_size", None, "config.json"),
+        ("model_type", ["u2llama"], "not a published"),
+    ],
+)
+def test_a_setting_of_the_wrong_form_is_named(tmp_path, published, name, value, message):
+    source = write(tmp_path / "source", published, golden_config() | {name: value})
+    with pytest.raises(ValueError, match=message):
+        convert(source, tmp_path / "ours", image_token_id=319)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_tower_of_another_head_width_is_refused(tmp_path, published):
+    """96 wide: a guess of the heads would be a model that computes something else."""
+    cut = {
+        n: t[..., :96].contiguous() if n.startswith(TOWER) and "attn" not in n else t
+        for n, t in published.items()
+    }
+    with pytest.raises(ValueError, match="96 wide, no multiple of 64"):
+        convert(write(tmp_path / "source", cut), tmp_path / "ours", image_token_id=319)
+
+
+@pytest.mark.parametrize("form", ["legacy", "state_dict", "legacy state_dict"])
+def test_older_and_wrapped_bin_files_are_read(tmp_path, published, form):
+    source = write(tmp_path / "source", {}, form="bin")
+    content = {"state_dict": published, "epoch": 3} if "state_dict" in form else published
+    new = not form.startswith("legacy")
+    torch.save(content, source / "pytorch_model.bin", _use_new_zipfile_serialization=new)
+    convert(source, tmp_path / "ours", image_token_id=319)
+    revert(tmp_path / "ours", tmp_path / "back")
+    assert_same(load_file(tmp_path / "back" / "model.safetensors"), published)
+
+
+@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_torn_and_foreign_weights_are_refused_with_their_path(tmp_path, single, data):
+    """Garbage, and a whole file cut or changed anywhere."""
+    whole = io.BytesIO()
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
+    if single.endswith("bin"):
+        torch.save(tensors, whole, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    else:
+        whole.write(safetensors_bytes(tensors))
+    content = whole.getvalue()
+    cut = data.draw(st.integers(0, len(content) - 1))
+    torn = data.draw(
+        st.sampled_from([content[:cut], data.draw(st.binary(max_size=99)), b"\0" * cut + content])
+    )
+    (tmp_path / single).write_bytes(torn)
+    try:
+        read_tensors(tmp_path)
+    except ValueError as error:
+        assert single in str(error) and str(tmp_path) in str(error)
+
+
+class Harm:
+    """What a pickle may run."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+@pytest.mark.parametrize("content", ["code", "list", "entry"])
+def test_a_bin_file_of_other_things_is_refused(tmp_path, content):
+    harm = Harm()
+    harm.path = str(tmp_path / "ran")
+    held = {"code": {"a": harm}, "list": [torch.ones(1)], "entry": {"a": torch.ones(1), "epoch": 3}}[content]
+    torch.save(held, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"pytorch_model\.bin.*(never unpickled|holds a list|'epoch' is a int)"
+    ):
+        read_tensors(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff\xfe", '"x"', ""])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+def test_a_broken_json_file_is_named(tmp_path, published, file, text):
+    source = write(tmp_path / "source", published, form="safetensors sharded")
+    (source / file).write_bytes(text.encode("latin1"))
+    with pytest.raises(ValueError, match=f"{re.escape(file)} (is not JSON|holds a)"):
+        convert(source, tmp_path / "ours", image_token_id=319)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"a": "../a.safetensors"}}])
+def test_an_index_that_names_no_files_of_the_folder_is_refused(tmp_path, published, index):
+    source = write(tmp_path / "source", published, form="safetensors sharded")
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json: its weight_map does not say"):
+        convert(source, tmp_path / "ours", image_token_id=319)
+
+
+def test_what_is_not_whole_is_not_written_back(tmp_path):
+    convert(GOLDEN, tmp_path / "ours", image_token_id=319)
+    tensors = load_file(tmp_path / "ours" / "model.safetensors")
+    del tensors["projector.fc1.bias"]
+    save_file(tensors, tmp_path / "ours" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.mm_projector\.projector\.0\.bias is missing"):
+        revert(tmp_path / "ours", tmp_path / "back")
 
 
 def test_a_checkpoint_is_not_overwritten(tmp_path, published):
     source = write(tmp_path / "source", published)
     with pytest.raises(ValueError, match="one folder"):
         convert(source, tmp_path / "source", image_token_id=319)
+
+
+def test_a_file_is_not_taken_for_the_target(tmp_path, capsys):
+    (tmp_path / "taken").write_text("mine")
+    assert main(["convert", str(GOLDEN), str(tmp_path / "taken"), "--volume-token-id", "319"]) == 2
+    assert "taken is a file where a folder is wanted: name another" in capsys.readouterr().err
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("token", [-1, 320])

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, TextStreamer
 
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from mu2llm.model.tiny import build_tiny
@@ -134,7 +134,11 @@ def test_gradient_checkpointing_changes_no_gradient(pair, frames):
     model.train()
     plain = gradients(model, batch)
     model.activation_checkpointing_enable()
-    assert all(layer.gradient_checkpointing for layer in model.vision_tower.blocks)
+    layers = [
+        *model.vision_tower.blocks, *model.refiner.layers, *model.aggregator.layers,
+        *model.language_model.model.layers,
+    ]  # fmt: skip
+    assert len(layers) == 1 + 1 + 2 + 2 and all(layer.gradient_checkpointing for layer in layers)
     saved = gradients(model, batch)
     model.activation_checkpointing_disable()
     model.zero_grad()
@@ -174,17 +178,89 @@ def test_lora_on_the_decoder_learns_merges_and_is_saved_as_a_whole_model(pair, f
         )
 
 
-def test_a_device_map_places_it(pair, frames, tmp_path):
-    pair[0].save_pretrained(tmp_path)
-    parts = {name: "cpu" for name, _ in pair[0].named_children()} | {"vision_tower": "disk"}
-    placed = Mu2ForConditionalGeneration.from_pretrained(
-        tmp_path, device_map=parts, offload_folder=tmp_path / "disk"
-    )
-    assert placed.hf_device_map == parts
-    assert next(placed.vision_tower.parameters()).is_meta
+@pytest.mark.parametrize("selection", ["soft", "hard"])
+def test_lora_on_every_linear_layer(frames, selection, tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(0)
+    base, processor = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
+    model = Mu2ForConditionalGeneration(Mu2Config(**{**base.config.to_dict(), "selection": selection}))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    adapted = {name.split(".lora_")[0] for name, p in tuned.named_parameters() if p.requires_grad}
+    for part in ("vision_tower", "projector", "refiner", "aggregator", "language_model"):
+        assert any(part in name for name in adapted)
+    batch = processor(frames, QUESTIONS, TEXTS[:2])
+    tuned(**batch).loss.backward()
+    tuned.save_pretrained(tmp_path)
+    model = Mu2ForConditionalGeneration(model.config)
+    model.load_state_dict(state)
+    again = PeftModel.from_pretrained(model, tmp_path)
+    with torch.no_grad():
+        expected = tuned.eval()(**batch).logits
+        assert torch.allclose(again.eval()(**batch).logits, expected, atol=1e-5)
+        assert torch.allclose(tuned.merge_and_unload()(**batch).logits, expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def saved(pair, frames, tmp_path_factory):
+    """The model's folder, a batch, and the logits and greedy tokens that belong to it."""
+    folder = tmp_path_factory.mktemp("saved")
+    pair[0].save_pretrained(folder)
     batch = pair[1](frames, QUESTIONS)
     with torch.no_grad():
-        assert torch.allclose(placed(**batch).logits, pair[0](**batch).logits, atol=1e-5)
+        return folder, batch, pair[0](**batch).logits, new_tokens(pair[0], batch, do_sample=False)
+
+
+CHILDREN = ["vision_tower", "projector", "refiner", "aggregator", "language_model"]
+PLACES = [*({child: "disk"} for child in CHILDREN), dict.fromkeys(CHILDREN, "disk"), "auto", "auto small"]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_a_device_map_places_it(saved, tmp_path, place):
+    folder, batch, logits, tokens = saved
+    if isinstance(place, str):
+        kept = {"cpu": "150KB"} if place.endswith("small") else None
+        settings = {"device_map": "auto", "max_memory": kept}
+    else:
+        settings = {"device_map": {**dict.fromkeys(CHILDREN, "cpu"), **place}}
+    placed = Mu2ForConditionalGeneration.from_pretrained(folder, offload_folder=tmp_path / "disk", **settings)
+    on_disk = {name.split(".")[0] for name, p in placed.named_parameters() if p.is_meta}
+    assert bool(on_disk) == (place != "auto")
+    if isinstance(place, dict):
+        assert on_disk == set(place)
+    with torch.no_grad():
+        assert torch.allclose(placed(**batch).logits, logits, atol=1e-5)
+    assert torch.equal(new_tokens(placed, batch, do_sample=False), tokens)
+
+
+@pytest.mark.parametrize("child", CHILDREN)
+def test_a_part_waits_on_the_cpu_until_it_is_called(saved, child):
+    """accelerate's offloading to the CPU: weights are there only while their own module runs."""
+    from accelerate import cpu_offload
+
+    folder, batch, logits, _ = saved
+    model = Mu2ForConditionalGeneration.from_pretrained(folder).eval()
+    cpu_offload(getattr(model, child), execution_device=torch.device("cpu"), offload_buffers=True)
+    assert all(p.is_meta for p in getattr(model, child).parameters())
+    with torch.no_grad():
+        assert torch.allclose(model(**batch).logits, logits, atol=1e-5)
+
+
+def test_generate_is_called_as_transformers_generate_is(pair, saved):
+    model, _ = pair
+    _, batch, _, tokens = saved
+    config = GenerationConfig(max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=2)
+    rest = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
+    ids = batch["input_ids"]
+    calls = [
+        model.generate(ids, config, **rest),
+        model.generate(inputs=ids, generation_config=config, **rest),
+        model.generate(input_ids=ids, generation_config=config, **rest),
+        model.generate(ids, **rest, max_new_tokens=9, do_sample=False, cache_implementation="static"),
+    ]
+    for found in calls:
+        assert torch.equal(found[:, ids.shape[1] :], tokens)
 
 
 @pytest.mark.slow
@@ -232,8 +308,8 @@ prepare_runtime()
 from transformers.integrations import HfDeepSpeedConfig
 deepspeed.init_distributed("gloo")
 config = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})
-from mu2llm.model import Mu2ForConditionalGeneration
-model = Mu2ForConditionalGeneration.from_pretrained(sys.argv[1])
+from mu2llm.model.load import load_model
+model, _ = load_model(sys.argv[1])
 sharded = [p for p in model.parameters() if hasattr(p, "ds_numel")]
 assert len(sharded) == len(list(model.parameters()))
 with deepspeed.zero.GatheredParameters(list(model.parameters())):
@@ -248,7 +324,8 @@ with deepspeed.zero.GatheredParameters(list(model.parameters())):
 
 @pytest.mark.slow
 def test_zero3_shards_it_while_it_is_built(pair, tmp_path):
-    pair[0].save_pretrained(tmp_path)
+    for part in pair:
+        part.save_pretrained(tmp_path)
     (tmp_path / "zero3.py").write_text(ZERO3)
     command = [
         "-m",

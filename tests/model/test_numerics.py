@@ -136,7 +136,9 @@ def test_gradients_of_attention(position, masked):
     torch.manual_seed(0)
     layer = Attention(8, 2, position, max_distance=3).double()
     query, context = (torch.randn(2, n, 8, dtype=torch.double, requires_grad=True) for n in (4, 5))
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 1]]) if masked and position == "none" else None
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 1]]) if masked else None
+    if position == "relative":
+        nn.init.normal_(layer.relative_bias)
     names = [name for name, _ in layer.named_parameters()]
 
     def call(query, context, *values):
@@ -145,6 +147,19 @@ def test_gradients_of_attention(position, masked):
         )
 
     assert torch.autograd.gradcheck(call, (query, context, *layer.parameters()))
+
+
+@torch.no_grad()
+def test_a_mask_leaves_the_relative_positions():
+    """What is masked might as well not be there; what is not keeps its distance."""
+    torch.manual_seed(0)
+    layer = Attention(8, 2, "relative", max_distance=8).double()
+    layer.relative_bias.normal_(std=2)
+    x = torch.randn(2, 6, 8, dtype=torch.double)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    masked = layer(x, x, mask)
+    assert (masked[:1] - layer(x[:1], x[:1])).abs().max() < 1e-12
+    assert (masked[1:, :4] - layer(x[1:, :4], x[1:, :4])).abs().max() < 1e-12
 
 
 def test_gradients_of_soft_selection_and_dynamic_pooling():
@@ -198,11 +213,13 @@ def test_bfloat16_stays_close(golden):
     """2e-2 of the output's own scale: bfloat16 holds eight bits."""
     torch.manual_seed(0)
     images, question = torch.rand(2, 2, 32, 64, 64), torch.randint(5, 300, (2, 6))
+    prompt = torch.cat([torch.full((2, golden.config.num_query_tokens), 319), question], dim=1)
     half = copy.deepcopy(golden).bfloat16()
     for stage in (
         lambda m: m.vision_tower(images.flatten(0, 1).to(m.dtype)),
         lambda m: m.encode_volume(images, question),
         lambda m: m(input_ids=question).logits,
+        lambda m: m(input_ids=prompt, pixel_values=images, question_ids=question).logits,
     ):
         exact, close = stage(golden), stage(half).float()
         assert (exact - close).square().mean().sqrt() < 2e-2 * exact.square().mean().sqrt()

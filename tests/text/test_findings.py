@@ -175,6 +175,7 @@ def test_side_and_location(sentence, expected):
         ("A 4mm nodule.", (4.0,)),
         ("Cyst of 3 x 2.5 x 2 cm in the liver.", (30.0, 25.0, 20.0)),
         ("Nodule of 12 mm, previously 10 mm.", (12.0,)),
+        ("A 3-cm mass in the lingula.", (30.0,)),
         ("Nodule.", ()),
     ],
 )

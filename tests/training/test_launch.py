@@ -1,13 +1,13 @@
 import pytest
 
-from mu2llm.training.launch import ERROR_MARK, _cause, launch
+from mu2llm.training.launch import ERROR_MARK, cause, launch
 
 BROKEN = f"{ERROR_MARK}RuntimeError: [gloo/transport/tcp/pair.cc:537] Connection reset by peer"
 KILLED = "E1123 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -9) local_rank: 1"
 
 
 @pytest.mark.parametrize(
-    ("tail", "cause"),
+    ("tail", "told"),
     [
         (["step 1", BROKEN, f"{ERROR_MARK}no model at x"], "no model at x"),
         ([BROKEN, KILLED], "a worker was killed by the system, most likely for want of memory"),
@@ -15,8 +15,8 @@ KILLED = "E1123 torch/distributed/elastic/multiprocessing/api.py:1002] failed (e
         (["a", "", "b", "W1 torch/distributed/elastic/api.py closing"], "ended with code 1: a | b"),
     ],
 )
-def test_the_cause_is_told_from_what_follows_it(tail, cause):
-    assert _cause(tail, 1).startswith(cause)
+def test_the_cause_is_told_from_what_follows_it(tail, told):
+    assert cause(tail, 1).startswith(told)
 
 
 def test_mistakes_are_named_before_anything_starts(tmp_path):

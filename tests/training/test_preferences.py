@@ -33,11 +33,12 @@ def test_no_pair_without_a_margin_or_a_difference():
     assert pick([candidate("The reference.", 0.9)], reference=True) == "all candidates are equally good"
 
 
-def test_a_cut_or_unscored_draft_is_in_no_pair():
-    candidates = [candidate("cut", 1.0, finished=False), candidate("odd", None), candidate("a", 0.5)]
+def test_a_cut_unscored_or_empty_draft_is_in_no_pair():
+    without = [candidate("cut", 1.0, finished=False), candidate("odd", None), candidate("", 0.0)]
+    candidates = [*without, candidate("a", 0.5)]
     assert pick(candidates) == "all candidates are equally good"
     assert pick([*candidates, candidate("b", 0.9)]).chosen == "b"
-    assert pick(candidates[:2]) == "no candidate was finished and scored"
+    assert pick(without) == "no candidate holds a finished and scored text"
 
 
 def test_the_reference_may_be_the_chosen_one():

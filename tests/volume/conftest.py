@@ -1,9 +1,10 @@
-"""Real CTs, where the folder is there, and a writer of small DICOM series with any fault a test asks for."""
+"""Real CTs, where the folder is there, and a writer of small DICOM series."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+from tests import dicom_series
 
 REAL_CT = Path(__file__).parents[3] / "shared" / "real-ct"
 
@@ -17,37 +18,4 @@ def real_ct():
 
 @pytest.fixture(scope="session")
 def write_series():
-    return _write_series
-
-
-def _write_series(folder: Path, change=lambda i, dataset: dataset, count=8, step=2.5) -> np.ndarray:
-    """Writes `count` slices of 16 × 20 pixels, shuffled names, and returns the HU array (X, Y, Z).
-
-    `change(i, dataset)` may alter slice i (counted upwards), or return None to leave it out.
-    """
-    from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(3)
-    stored = rng.integers(0, 2000, (count, 16, 20)).astype(np.uint16)
-    names = rng.permutation(count)
-    for i in range(count):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
-        meta.MediaStorageSOPInstanceUID = f"1.2.3.{i}"
-        ds = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = CTImageStorage, f"1.2.3.{i}", "CT"
-        ds.SeriesInstanceUID, ds.FrameOfReferenceUID, ds.InstanceNumber = "1.2.3", "1.2.4", int(names[i])
-        ds.PatientName, ds.PatientID = "Secret^Name", "SECRET-ID"
-        ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-        ds.Rows, ds.Columns, ds.PixelSpacing = 16, 20, [0.7, 0.8]
-        ds.ImagePositionPatient, ds.ImageOrientationPatient = [-8.0, -6.0, 100 + step * i], [1, 0, 0, 0, 1, 0]
-        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
-        ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = 1, -1024, "HU"
-        ds.PixelData = stored[i].tobytes()
-        changed = change(i, ds)
-        if changed is not None:
-            changed.save_as(folder / f"IM{names[i]:04d}", enforce_file_format=True)
-    return stored.transpose(2, 1, 0).astype(np.int16) - 1024
+    return dicom_series.write_series

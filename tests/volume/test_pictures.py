@@ -52,15 +52,32 @@ def test_an_overlay_shows_three_planes_through_the_strongest_place_in_red(volume
     saliency = np.zeros(volume.array.shape, np.float32)
     saliency[23:26, 14:16, 1:3] = 1  # right, front, low
     pixels = np.asarray(Image.open(io.BytesIO(overlay_png(volume, saliency, height=90))), np.float64)
-    widths = [135, 75, 50]  # 30 × 20 × 36 mm
+    widths = [75, 75, 50]  # 30 × 20 × 36 mm, 2.5 pixels a mm
     assert pixels.shape == (90, sum(widths), 3)
     axial, coronal, sagittal = np.split(pixels[..., 0] - pixels[..., 1], np.cumsum(widths)[:2], axis=1)
+    assert not pixels[:20, :75].any() and not pixels[-20:, :75].any()  # the axial plane in the middle
+    axial = axial[20:70]
     for plane, (row, column) in ((axial, (0.25, 0.2)), (coronal, (0.9, 0.2)), (sagittal, (0.9, 0.25))):
         rows, columns = np.nonzero(plane > 0.5 * plane.max())
         assert abs(rows.mean() / plane.shape[0] - row) < 0.1
         assert abs(columns.mean() / plane.shape[1] - column) < 0.1
     with pytest.raises(ValueError, match="saliency has shape"):
         overlay_png(volume, saliency[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "size"),
+    [
+        ((64, 64, 20), (6.0, 6.0, 5.0), (1023, 341)),  # a short scan
+        ((64, 64, 20), (6.0, 6.0, 0.2), (1023, 341)),
+        ((64, 64, 20), (6.0, 6.0, 80.0), (366, 512)),  # a whole body
+        ((1, 1, 1), (1.0, 1.0, 1.0), (1023, 341)),
+    ],
+)
+def test_an_overlay_of_any_scan_is_of_a_size_to_look_at(shape, spacing, size):
+    volume = Volume(np.zeros(shape, np.int16), np.diag([*spacing, 1.0]), "scan")
+    png = overlay_png(volume, np.zeros(shape, np.float32))
+    assert Image.open(io.BytesIO(png)).size == size
 
 
 def test_real_ct_gives_pictures(real_ct):

@@ -1,0 +1,109 @@
+"""What keeps a hospital's data from saying who its patients are: scrubbed reports, quiet libraries."""
+
+import contextlib
+import json
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mu2llm import storage
+from mu2llm.data.pseudonyms import Pseudonyms
+from mu2llm.data.records import Study
+from mu2llm.data.tables import Reject, Row, read_csv
+from mu2llm.text.scrub import Known, scrub
+
+REPORT = "deidentification.json"
+
+# Which columns of a table name what. Their values are looked for in the report, and kept nowhere.
+_COLUMNS = {
+    "dates": r"date|dob|birth|日期|生日",
+    "phones": r"phone|tel|mobile|fax|pager|电话|手机",
+    "places": r"address|institution|hospital|地址|医院",
+    "ids": r"(?:^|_)(?:id|mrn|ids|number|no|uid)$|accession|号$",
+    "names": r"name|physician|radiologist|doctor|reader|referr|operator|姓名|医[师生]",
+}
+
+# Libraries that quote values, URLs or UIDs in warnings and logs.
+_LOUD = ("pydicom", "dicomweb_client", "urllib3", "requests")
+
+
+def known_of(row: Row) -> Known:
+    """What a row of the table knows of its patient, by the names of its columns."""
+    known = Known()
+    for column, value in row.items():
+        kind = next((kind for kind, names in _COLUMNS.items() if re.search(names, column.lower())), "")
+        if kind == "dates":
+            digits = re.sub(r"\D", "", value)[:8]
+            known.dates |= {digits} if len(digits) == 8 else set()
+        elif kind and value and column not in ("volume", "report", "findings", "impression"):
+            getattr(known, kind).add(value)
+    return known
+
+
+def scrub_study(study: Study, known: Known) -> Counter[str]:
+    """Scrubs every text of a study's report in place; returns how many of each kind were found."""
+    report = study.report
+    report.findings, counts = scrub(report.findings, known)
+    report.impression, more = scrub(report.impression, known)
+    report.regions = {region: scrub(text, known)[0] for region, text in report.regions.items()}
+    return counts + more
+
+
+def scrub_all(studies: list[Study], root: Path, out: Path) -> None:
+    """Scrubs the reports of a dataset in place, by the rows of its reports.csv where it has one."""
+    table = root / "reports.csv"
+    rows = read_csv(table, ("volume", "report")) if table.is_file() else []
+    counts: Counter[str] = Counter()
+    for study in studies:
+        row = rows[study.meta["row"] - 2] if rows else {}
+        counts += scrub_study(study, known_of(row))
+    write_report(out, {"text": dict(counts)})
+
+
+def without_values(rejects: list[Reject]) -> list[Reject]:
+    """The rejects by row alone: names of files and quoted values may name a patient."""
+    return [
+        {"volume": "", "row": line["row"], "reason": re.sub(r'"[^"]*"', '"…"', line["reason"])}
+        for line in rejects
+    ]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the libraries that handle identifiers, and their checks that only warn."""
+    import pydicom.config
+
+    settings = pydicom.config.settings
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    modes = settings.reading_validation_mode, settings.writing_validation_mode
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    settings.reading_validation_mode = settings.writing_validation_mode = pydicom.config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        settings.reading_validation_mode, settings.writing_validation_mode = modes
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_same_key(out: Path, pseudonyms: Pseudonyms) -> None:
+    """Raises ValueError when `out` was written with another key: one patient would get two names there."""
+    before = out / REPORT
+    if (
+        before.exists()
+        and json.loads(before.read_text(encoding="utf-8")).get("key") != pseudonyms.fingerprint
+    ):
+        raise ValueError(f"{out} was de-identified with another key; give that key, or a new folder")
+
+
+def write_report(out: Path, content: dict[str, Any]) -> None:
+    """Writes deidentification.json: counts, never values."""
+    storage.write_bytes(out / REPORT, json.dumps(content, ensure_ascii=False, indent=1).encode())

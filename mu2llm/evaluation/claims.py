@@ -1,0 +1,178 @@
+"""What a report says is there: its findings as claims, each once, free of the order of sentences.
+
+Mentions of one finding are one claim; a bilateral finding of paired organs is a left and a right one. What a
+lesion is read as ("consistent with a cyst", "likely a metastasis") belongs to the lesion.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from mu2llm.text.findings import Finding
+from mu2llm.text.words import lexicon
+
+# What a lesion turns out to be where its own sentence says so.
+KINDS = {
+    "liver cyst": "liver lesion",
+    "renal cyst": "renal lesion",
+    "liver abscess": "liver lesion",
+    "uterine fibroid": "uterine mass",
+    "ovarian cyst": "ovarian mass",
+}
+# What a lesion is read as; told by one report only, it is misjudged.
+READINGS = {"metastasis": "metastatic", "malignancy": "malignant"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One finding that a report states as present or uncertain, with all its mentions."""
+
+    entity: str
+    status: str
+    side: str
+    location: frozenset[str]
+    severity: str
+    sizes: tuple[float, ...]
+    attributes: frozenset[str]
+    comparison: str
+    mentions: tuple[Finding, ...] = field(compare=False)
+
+    @property
+    def order(self) -> tuple:
+        """Content only: the result must not hang on the order of sentences."""
+        return (
+            self.entity,
+            self.side,
+            sorted(self.location),
+            self.sizes,
+            self.severity,
+            self.comparison,
+            self.status,
+        )
+
+    @property
+    def description(self) -> str:
+        """In words: `small left pleural effusion`, `solid right lung nodule (upper, 8 mm), unchanged`."""
+        attributes = sorted(a for a in self.attributes if a not in self.entity)
+        text = " ".join(filter(None, (self.severity, *attributes, self.side, self.entity)))
+        details = [" ".join(sorted(self.location))] if self.location else []
+        details += [f"{size:g} mm" for size in self.sizes]
+        text += f" ({', '.join(details)})" if details else ""
+        text += f", {self.comparison}" if self.comparison else ""
+        return f"possible {text}" if self.status == "uncertain" else text
+
+
+def asserted(finding: Finding) -> bool:
+    """Whether a report says that the finding is there, surely or possibly."""
+    return finding.status != "absent" and finding.comparison != "resolved"
+
+
+def claims(findings: Iterable[Finding]) -> list[Claim]:
+    """What one report says is there, mentions merged; the order of sentences is lost."""
+    single = [claim for finding in _read(findings) for claim in _sided(finding)]
+    # The fullest mention first: the impression's "pleural effusion" joins "small left pleural effusion".
+    single.sort(key=lambda c: (-_details(c), c.order))
+    merged: list[Claim] = []
+    for claim in single:
+        for index, other in enumerate(merged):
+            if _same_thing(claim, other):
+                merged[index] = _merge(other, claim)
+                break
+        else:
+            merged.append(claim)
+    return sorted(merged, key=lambda c: c.order)
+
+
+def _read(findings: Iterable[Finding]) -> list[Finding]:
+    """What is there; "a lesion in the liver, consistent with a cyst" is a cyst, and "likely a metastasis" a
+    character of the lesion that its sentence names."""
+    there = _specified([finding for finding in findings if asserted(finding)])
+    lesions = {finding.start for finding in there if finding.entity.endswith(_LESIONS)}
+    readings = {(f.start, READINGS[f.entity]) for f in there if f.entity in READINGS and f.start in lesions}
+    read: list[Finding] = []
+    for finding in there:
+        if finding.entity in READINGS and finding.start in lesions:
+            continue
+        if finding.entity.endswith(_LESIONS):
+            added = sorted(name for start, name in readings if start == finding.start)
+            finding = replace(finding, attributes=(*finding.attributes, *added))
+        read.append(finding)
+    return read
+
+
+def _specified(there: list[Finding]) -> list[Finding]:
+    kinds = {
+        (f.start, KINDS[f.entity]): f.entity
+        for f in there
+        if f.entity in KINDS and not (f.location or f.sizes_mm)
+    }
+    lesions = {(f.start, f.entity) for f in there}
+    return [
+        replace(f, entity=kinds.get((f.start, f.entity), f.entity))
+        for f in there
+        if (f.start, KINDS.get(f.entity)) not in lesions.intersection(kinds)
+    ]
+
+
+_LESIONS = ("lesion", "mass", "nodule")
+
+
+def _sided(finding: Finding) -> list[Claim]:
+    place = set(finding.location.split()) - _NO_PLACE - set(finding.entity.split())
+    place |= {larger for part, larger in _WITHIN.items() if part in place}
+    sides = ("left", "right") if finding.side == "bilateral" else (finding.side,)
+    if not lexicon().entities[finding.entity].get("sided"):
+        # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
+        place |= {finding.side} - {"", "bilateral"}
+        sides = ("",)
+    return [
+        Claim(
+            finding.entity,
+            finding.status,
+            side,
+            frozenset(place),
+            finding.severity,
+            tuple(sorted(finding.sizes_mm, reverse=True)),
+            frozenset(finding.attributes),
+            finding.comparison,
+            (finding,),
+        )
+        for side in sides
+    ]
+
+
+_NO_PLACE = {"left", "right", "bilateral", "both", "and", "lobe", "lobes", "lung", "lungs"}
+_WITHIN = {"lingula": "upper", "apex": "upper", "base": "lower"}
+
+
+def _details(claim: Claim) -> int:
+    return sum(
+        map(
+            bool,
+            (claim.side, claim.location, claim.severity, claim.sizes, claim.comparison, claim.attributes),
+        )
+    )
+
+
+def _same_thing(one: Claim, other: Claim) -> bool:
+    """Whether two mentions within one report may speak of one finding: nothing that both state differs."""
+    return (
+        one.entity == other.entity
+        and (not one.side or not other.side or one.side == other.side)
+        and (one.location <= other.location or other.location <= one.location)
+        and (not one.sizes or not other.sizes or one.sizes == other.sizes)
+        and (not one.severity or not other.severity or one.severity == other.severity)
+    )
+
+
+def _merge(first: Claim, second: Claim) -> Claim:
+    return Claim(
+        first.entity,
+        "present" if "present" in (first.status, second.status) else "uncertain",
+        first.side or second.side,
+        first.location | second.location,
+        first.severity or second.severity,
+        first.sizes or second.sizes,
+        first.attributes | second.attributes,
+        first.comparison or second.comparison,
+        first.mentions + second.mentions,
+    )

@@ -1,0 +1,153 @@
+"""The rows that the decoder writes at the same time: one joins or leaves at any step.
+
+Keys and values of all rows stand in one buffer a layer, row by row from the left, so every row has positions
+of its own and none is padded. A row that leaves is replaced by the last one. Greedy rows write what
+`model.generate` writes for each alone; sampled rows draw from generators of their own.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+CHUNK = 256  # columns by which the buffers grow
+
+
+@dataclass(eq=False)
+class Row:
+    """One text that is being written. `tokens` are its new tokens; the last one has not been read yet."""
+
+    generator: torch.Generator
+    temperature: float
+    length: int = 0  # tokens that have been read, and stand in the buffers
+    tokens: list[int] = field(default_factory=list)
+
+
+def choose(rows: list[Row], logits: Tensor) -> list[int]:
+    """The rows' next tokens, by logits (rows, V): the likeliest, or one drawn at the row's temperature."""
+    tokens = logits.argmax(-1).tolist()
+    drawn = [place for place, row in enumerate(rows) if row.temperature > 0]
+    if drawn:
+        heat = torch.tensor([[rows[place].temperature] for place in drawn], device=logits.device)
+        chances = (logits[drawn].float() / heat).softmax(-1).cpu()
+        for place, row_chances in zip(drawn, chances, strict=True):
+            tokens[place] = int(torch.multinomial(row_chances, 1, generator=rows[place].generator))
+    return tokens
+
+
+class _Layer(CacheLayerMixin):
+    """One layer's buffers (rows, heads, columns, width). `places` says where each row's next token stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = torch.zeros(0, dtype=torch.long)
+        self.columns = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise NotImplementedError("rows join by Batch.join")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = torch.arange(len(self.places), device=key_states.device)
+        assert self.keys is not None and self.values is not None
+        self.keys[rows, :, self.places] = key_states[:, :, 0]
+        self.values[rows, :, self.places] = value_states[:, :, 0]
+        return self.keys[: len(rows), :, : self.columns], self.values[: len(rows), :, : self.columns]
+
+    def resize(self, like: Tensor, like_values: Tensor, rows: int, columns: int) -> None:
+        """Makes room, and keeps what stands in the buffers."""
+        for name, pattern in (("keys", like), ("values", like_values)):
+            old = getattr(self, name)
+            new = pattern.new_zeros(rows, pattern.shape[1], columns, pattern.shape[3])
+            if old is not None:
+                new[:, :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.columns, 0
+
+    def get_seq_length(self) -> int:
+        return self.columns
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class Batch:
+    """At most `size` rows of one model, on its device."""
+
+    def __init__(self, model: Any, size: int):
+        self.model = model
+        self.size = size
+        self.rows: list[Row] = []
+        self._layers: list[_Layer] = []
+
+    @torch.inference_mode()
+    def join(self, row: Row, input_ids: Tensor, visual_tokens: Tensor, room: int) -> None:
+        """Reads a prompt (1, L) with its visual tokens (1, Q, D), chooses the first token, adds the row.
+
+        `room` is how many tokens, prompt and new ones, the row may come to at most.
+        """
+        assert len(self.rows) < self.size
+        cache = DynamicCache()
+        output = self.model(
+            input_ids=input_ids,
+            visual_tokens=visual_tokens,
+            attention_mask=torch.ones_like(input_ids),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        row.tokens += choose([row], output.logits[:, -1])
+        row.length = input_ids.shape[1]
+        place = len(self.rows)
+        self._layers = self._layers or [_Layer() for _ in cache.layers]
+        for mine, read in zip(self._layers, cache.layers, strict=True):
+            assert isinstance(read, CacheLayerMixin)  # attention, which is all that the decoders have
+            assert read.keys is not None and read.values is not None
+            if mine.keys is None or mine.keys.shape[2] < room:
+                mine.resize(read.keys, read.values, self.size, -(-room // CHUNK) * CHUNK)
+            assert mine.keys is not None and mine.values is not None
+            mine.keys[place, :, : row.length] = read.keys[0]
+            mine.values[place, :, : row.length] = read.values[0]
+        self.rows.append(row)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Every row reads its last token and chooses one more."""
+        device = self.model.device
+        tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=device)
+        places = torch.tensor([row.length for row in self.rows], device=device)
+        columns = max(row.length for row in self.rows) + 1
+        for layer in self._layers:
+            layer.places, layer.columns = places, columns
+        seen = torch.arange(columns, device=device) <= places[:, None]  # (rows, columns)
+        logits = self.model.language_model(
+            input_ids=tokens,
+            attention_mask=seen[:, None, None],
+            position_ids=places[:, None],
+            past_key_values=Cache(layers=self._layers),  # type: ignore[arg-type]
+            use_cache=True,
+        ).logits[:, -1]
+        for row, token in zip(self.rows, choose(self.rows, logits), strict=True):
+            row.length += 1
+            row.tokens.append(token)
+
+    @torch.inference_mode()
+    def leave(self, row: Row) -> None:
+        """Frees a row's place; the last row moves there. An empty batch gives its memory back."""
+        place = self.rows.index(row)
+        last = self.rows.pop()
+        if not self.rows:
+            self._layers = []
+        elif last is not row:
+            self.rows[place] = last
+            for layer in self._layers:
+                for buffer in (layer.keys, layer.values):
+                    assert buffer is not None
+                    buffer[place, :, : last.length] = buffer[len(self.rows), :, : last.length]
+
+    def clear(self) -> None:
+        """Drops all rows."""
+        self.rows, self._layers = [], []

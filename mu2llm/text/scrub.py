@@ -1,0 +1,162 @@
+"""Takes names, dates, phone and accession numbers out of a report, in English and Chinese.
+
+What is known of the patient goes first, exactly: names, ids, dates, telephone numbers and addresses from the
+DICOM header and the table. Then patterns find what nobody listed. Clinical content stays as it is: sizes,
+ratios, levels, segments and HU look like dates and numbers, and a patient may be called Long or Stone.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+
+from .identifiers import PATTERNS, Pattern, words
+from .words import lexicon
+
+NAME, DATE, PHONE, ID, PLACE = "[name]", "[date]", "[phone]", "[id]", "[place]"
+
+
+@dataclass
+class Known:
+    """What is known to identify a patient. Dates read YYYYMMDD; a name is one person's, as DICOM or a
+    table writes it (Doe^John, "Doe, John", 王^小东)."""
+
+    names: set[str] = field(default_factory=set)
+    ids: set[str] = field(default_factory=set)
+    dates: set[str] = field(default_factory=set)
+    phones: set[str] = field(default_factory=set)
+    places: set[str] = field(default_factory=set)
+
+    def add(self, other: "Known") -> None:
+        """Takes in what another knows."""
+        for kind in ("names", "ids", "dates", "phones", "places"):
+            getattr(self, kind).update(getattr(other, kind))
+
+
+def scrub(text: str, known: Known | None = None) -> tuple[str, Counter[str]]:
+    """The text with [name], [date], [phone], [id], [place] in place of what identifies, and how many of each.
+
+    A text without any comes back unchanged, and a scrubbed text stays as it is when scrubbed again.
+    """
+    counts: Counter[str] = Counter()
+    for pattern in [*_known_patterns(known or Known()), *PATTERNS]:
+        text, found = _replace(text, pattern)
+        if found:
+            counts[pattern.token.strip("[]")] += found
+    return text, counts
+
+
+def _replace(text: str, pattern: Pattern) -> tuple[str, int]:
+    count = 0
+
+    def put(match: re.Match[str]) -> str:
+        nonlocal count
+        if pattern.unless is not None and pattern.unless(match):
+            return match.group()
+        count += 1
+        if "value" not in pattern.regex.groupindex:
+            return pattern.token
+        start, end = (at - match.start() for at in match.span("value"))
+        return match.group()[:start] + pattern.token + match.group()[end:]
+
+    return pattern.regex.sub(put, text), count
+
+
+def _known_patterns(known: Known) -> list[Pattern]:
+    """Exact patterns, the longest first, so that no part of a longer one is left."""
+    found = [Pattern(PLACE, _phrase(place)) for place in _longest(known.places) if len(place) >= 6]
+    found += [Pattern(PHONE, _digits(phone)) for phone in _longest(known.phones) if _count(phone) >= 5]
+    found += [Pattern(ID, _exact(value)) for value in _longest(known.ids) if _tells(value)]
+    found += [Pattern(DATE, regex) for day in sorted(known.dates) if (regex := _day(day))]
+    return found + _name_patterns(known.names)
+
+
+def _longest(values: Iterable[str]) -> list[str]:
+    return sorted({value.strip() for value in values}, key=lambda value: (-len(value), value))
+
+
+def _count(text: str) -> int:
+    return sum(char.isdigit() for char in text)
+
+
+def _tells(value: str) -> bool:
+    """Whether an id is long and odd enough that finding it in a text is no accident."""
+    if any(char.isdigit() for char in value):
+        return len(value) >= 5 or (len(value) == 4 and not value.isdigit())
+    return len(value) >= 6 and not _is_word(value)
+
+
+def _exact(value: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", re.I)
+
+
+def _phrase(value: str) -> re.Pattern[str]:
+    words = r"[\s,;]+".join(map(re.escape, re.split(r"[\s,;^]+", value.strip(" ,;^"))))
+    return re.compile(rf"(?<![A-Za-z0-9]){words}(?![A-Za-z0-9])", re.I)
+
+
+def _digits(phone: str) -> re.Pattern[str]:
+    body = r"[\s().-]*".join(char for char in phone if char.isdigit())
+    return re.compile(rf"\+?\(?(?<!\d){body}(?!\d)")
+
+
+def _day(day: str) -> re.Pattern[str] | None:
+    """The short forms of one known date, that no pattern dares to take without a cue: 5/3/24, 5.3.24."""
+    if not re.fullmatch(r"\d{8}", day):
+        return None
+    year, month, date = day[2:4], str(int(day[4:6])), str(int(day[6:8]))
+    pairs = {(date, month), (month, date)}
+    forms = "|".join(rf"0?{a}[-/.]0?{b}[-/.]{year}" for a, b in sorted(pairs))
+    return re.compile(rf"(?<![\d./-])(?:{forms})(?![\d/]|\s*(?:mm|cm)\b)")
+
+
+@cache
+def _clinical_words() -> frozenset[str]:
+    """Every word of the word lists."""
+    found: set[str] = set()
+    nodes = [lexicon().tree]
+    while nodes:
+        node = nodes.pop()
+        found.update(word for word in node if word)
+        nodes += [below for word, below in node.items() if word]
+    return frozenset(found) | words("also_words")
+
+
+def _is_word(name: str) -> bool:
+    """Whether a name is also a word that reports use, so that alone it may mean no person."""
+    return name.lower() in _clinical_words()
+
+
+def _name_patterns(names: Iterable[str]) -> list[Pattern]:
+    """Patterns for whole names in any order and, where they can mean nothing else, for single parts."""
+    found: list[Pattern] = []
+    alone: set[str] = set()
+    for name in _longest(names):
+        for alternative in name.split("="):  # DICOM: alphabetic, ideographic, phonetic
+            whole = re.sub(r"[\s^,，·]+", "", alternative)
+            if re.fullmatch(r"[\u4e00-\u9fff]{2,6}", whole):
+                found.append(Pattern(NAME, re.compile(re.escape(whole))))
+                continue
+            parts = [part for part in re.split(r"[\s^,;]+", alternative) if len(part.strip(".")) > 1]
+            parts = [part for part in parts if any(char.isalpha() for char in part)]
+            if len(parts) > 1:
+                found.append(Pattern(NAME, _run(parts), unless=_all_small_words))
+            alone |= {part for part in parts if len(part) > 2 and not _is_word(part)}
+    if alone:
+        either = "|".join(re.escape(part) for part in _longest(alone))
+        found.append(Pattern(NAME, re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])", re.I)))
+    return found
+
+
+def _run(parts: list[str]) -> re.Pattern[str]:
+    """Two or more parts of one name in a row, initials among them: "DOE, John Q.", "John Doe"."""
+    either = "|".join(re.escape(part) for part in _longest(parts))
+    between = r"(?:[,^]?\s+|[,^-])(?:[A-Z]\.?\s+)*"
+    return re.compile(rf"(?<![^\W_])(?:{either})(?:{between}(?:{either}))+(?![^\W_])", re.I)
+
+
+def _all_small_words(match: re.Match[str]) -> bool:
+    """A row of words in small letters that reports use: "long young" is no patient Young^Long."""
+    text = match.group()
+    return text == text.lower() and all(_is_word(word) for word in re.findall(r"[^\W\d_]+", text))

@@ -1,0 +1,147 @@
+"""Names, dates, telephone numbers and ids leave a report; everything clinical stays to the letter."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mu2llm.data.phantom import write_report
+from mu2llm.text.scrub import Known, scrub
+from mu2llm.volume.phantom import PRESETS, draw_findings
+
+CLINICAL = (Path(__file__).parent / "clinical.txt").read_text(encoding="utf-8")
+
+HOLDS = {
+    "Electronically signed by: Dr. John Q. Smith on 03/05/2024 14:35": ["John", "Smith", "03/05", "14:35"],
+    "Compared with the CT of 5 March 2024.": ["March", "2024"],
+    "Prior CT dated 3/5/24; scanned 03/05/21, and on 5.3.24": ["3/5", "03/05", "5.3.24"],
+    "In March 2023, since January, Mar 5th, 5-Mar-24, May 5, 2021": ["March", "January", "Mar", "May", "5"],
+    "2024-03-05, 2024/03/05 08:15:30, 20240305, 2024.3.5": ["2024", "08:15"],
+    "Tel: 555-1234. Call (555) 123-4567 or +49 89 1234567.": ["555", "123", "89"],
+    "Accession # A12345. Acc. No: 2024-00123. MRN 123456. CT20240305001": [
+        "A12345",
+        "00123",
+        "123456",
+        "CT2",
+    ],
+    "Dictated by JANE DOE, MD": ["JANE", "DOE"],
+    "Discussed with Mr. O'Brien at 3:30 pm": ["Brien", "3:30"],
+    "Patient name: Müller, Hans-Peter": ["Müller", "Hans"],
+    "Prof. Dr. med. Anna van der Berg": ["Anna", "Berg"],
+    "Referring physician: Smith, J.": ["Smith"],
+    "a 93-year-old woman, a.b@c.de, SSN 123-45-6789": ["93", "a.b", "6789"],
+    "Series 1.2.840.113619.2.55.3": ["1.2.840"],
+    "患者姓名：王小明，2024年3月5日检查，3月6日复查": ["王小明", "3月", "2024"],
+    "Patient: JOHN A SMITH DOB: 01/02/1950 Acc: CT-2024-001234": ["JOHN", "SMITH", "1950", "001234"],
+    "Interpreted by: Sarah O'Connor, M.D. 3/5/2024 4:15 PM; cc: Dr. A. Patel": ["Connor", "4:15", "Patel"],
+    "Prior from Feb 2022 and 12/2021; reported by Dr.Smith on 05MAR2024": ["Feb", "12/2021", "Smith", "MAR"],
+    "Findings were told to Dr. Lee by telephone at 15:30 on the 5th of March.": ["Lee", "15:30", "March"],
+    "Electronically Signed By:\tSmith,John   Date:\t2024/03/05": ["Smith", "John", "2024"],
+    "患者张三，男，45岁，门诊号：A123456，电话：010-62345678": ["张三", "A123456", "62345678"],
+    "王伟，女，检查日期：2024-03-05 10:20，对比2023-12片": ["王伟", "10:20", "2023"],
+    "放射科 李明 主治医师 审核：赵丽华 床号：12床": ["李明", "赵丽华", "12"],
+    "报告医师：李强 审核医师：张伟华": ["李强", "张伟华"],
+    "与王医生电话沟通 13812345678；检查号:CT20240305001；住院号 123456": ["王", "138", "CT2", "123456"],
+}
+
+KNOWN = Known(
+    names={"Stone^Mary^Ann", "Doe^John", "Wang^XiaoDong=王^小东", "Long^Li", "Zhukov"},
+    ids={"p001", "MRN77321", "12"},
+    dates={"20240305"},
+    phones={"555-9876"},
+    places={"St. Mary Hospital"},
+)
+
+
+def sentences():
+    reviewed = Path(__file__).parent.glob("*.yaml")
+    cases = [case for path in reviewed for case in yaml.safe_load(path.read_text(encoding="utf-8")) or ()]
+    found = CLINICAL.splitlines() + [case["sentence"] for case in cases if not case.get("identifies")]
+    for preset in PRESETS.values():
+        for index in range(300):
+            rng = np.random.default_rng([7, index])
+            found += write_report(draw_findings(preset, rng), rng)
+    return found
+
+
+def test_clinical_sentences_pass_unchanged():
+    found = sentences()
+    assert len(found) > 1300
+    for sentence in found:
+        assert scrub(sentence) == (sentence, {})
+        assert scrub(sentence, KNOWN)[0] == sentence, "a patient called Stone or Long changes nothing"
+
+
+@pytest.mark.parametrize("text", HOLDS)
+def test_identifiers_leave(text):
+    scrubbed, counts = scrub(text)
+    for needle in HOLDS[text]:
+        assert needle not in scrubbed.replace("[", "").replace("]", "")
+    assert sum(counts.values()) == sum(scrubbed.count(f"[{kind}]") for kind in counts) or counts["date"] > 1
+    assert scrub(scrubbed)[0] == scrubbed
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mary Stone has a stone of 12 mm.", "[name] has a stone of 12 mm."),
+        ("Doe, John was seen 5/3/24", "[name] was seen [date]"),
+        ("john doe was here, doe too", "[name] was here, [name] too"),
+        ("LONG, LI has a long segment stenosis", "[name] has a long segment stenosis"),
+        ("Zhukov's CT: ZHUKOV improves", "[name]'s CT: [name] improves"),
+        ("王小东，男，50岁", "[name]，男，50岁"),
+        ("p001 at St. Mary hospital, call 5559876", "[id] at [place], call [phone]"),
+        ("MRN77321: 12 mm", "[id]: 12 mm"),
+    ],
+)
+def test_what_is_known_leaves_exactly(text, expected):
+    assert scrub(text, KNOWN)[0] == expected
+
+
+NAMES = [
+    "Okonkwo",
+    "Fitzgerald",
+    "Nakamura",
+    "Schröder",
+    "Björklund",
+    "Delacroix",
+    "Petrosyan",
+    "Quillfeather",
+]
+FORMS = ["{f}, {g}", "{g} {f}", "{F}, {G}", "Mr. {f}", "Dr {g} {f}", "{f}", "{g[0]}. {f}"]
+DATES = ["%d.%m.%Y", "%m/%d/%Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y", "%Y年%m月%d日", "%d-%b-%Y", "%Y%m%d"]
+
+
+@given(
+    sentence=st.sampled_from([line for line in sentences() if line.isascii() and ":" not in line]),
+    after=st.sampled_from(["Compared with the CT of {}.", "Discussed with {}.", "Patient {} was told."]),
+    family=st.sampled_from(NAMES),
+    given_name=st.sampled_from(NAMES),
+    form=st.sampled_from(FORMS),
+    day=st.dates(),
+    day_form=st.sampled_from(DATES),
+    number=st.integers(10_000, 10**9).map(str),
+)
+def test_planted_identifiers_leave_and_the_rest_stays(
+    sentence, after, family, given_name, form, day, day_form, number
+):
+    name = form.format(f=family, g=given_name, F=family.upper(), G=given_name.upper())
+    date = day.replace(year=1930 + day.year % 100).strftime(day_form)
+    known = Known(names={f"{family}^{given_name}"}, ids={number})
+    text = f"{sentence} {after.format(name)} On {date}: {number}."
+    scrubbed, _ = scrub(text, known)
+    assert scrubbed.startswith(sentence + " ")
+    rest = scrubbed.removeprefix(sentence)
+    assert not re.search(rf"{family}|{given_name}|{number}", rest, re.I)
+    assert date not in rest
+    assert rest.count("[date]") == 1 and "[id]" in rest
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_scrubbed_in_one_pass(text):
+    once, _ = scrub(text, KNOWN)
+    assert scrub(once, KNOWN)[0] == once
