@@ -47,7 +47,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not long' -n auto --dist loadfile
 
 # Builds the images on Debian bases and runs the pipeline in them. Needs a Docker engine, or root and docker.io
 # with debootstrap; the images stay in build/containers.

@@ -31,6 +31,9 @@ def add(commands: Any) -> None:
     source.add_argument("--preset", default="tiny", help="named settings to start from (default: tiny)")
     train.add_argument("--nproc", type=int, default=1, help="processes on this machine (default: 1)")
     train.add_argument(
+        "--rounds", type=int, help="iterated DPO: pairs are drawn anew from each round's model"
+    )
+    train.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings, such as model=DIR out=DIR"
     )
     train.set_defaults(run=run_train)
@@ -131,6 +134,13 @@ def run_train(args: argparse.Namespace) -> None:
     from mu2llm.training import config
     from mu2llm.training.launch import launch
 
+    if args.rounds is not None:
+        from mu2llm.training.rounds import iterate
+
+        if args.stage != "dpo" or args.config:
+            raise ValueError("--rounds goes with the stage dpo and a --preset: a round draws its own pairs")
+        print(json.dumps(iterate(args.rounds, args.preset, args.overrides, args.nproc)[-1], indent=1))
+        return
     if args.config:
         settings = config.load(args.config, [f"stage={args.stage}", *args.overrides])
     else:
