@@ -69,6 +69,21 @@ def test_a_second_backup_copies_what_is_new(kept: Path, tmp_path: Path) -> None:
     assert len(records(folder)) == len(list(folder.glob("*.sqlite"))) == 1
 
 
+def test_a_dump_that_was_made_apart_is_kept_beside_the_artifacts(kept: Path, tmp_path: Path) -> None:
+    """As in the nightly job, whose first container runs pg_dump; a restore leaves pg_restore to that one."""
+    (tmp_path / "mlflow.dump").write_bytes(b"PGDMP")
+    words = ["--database", str(tmp_path / "mlflow.dump"), "--artifacts", str(kept / "artifacts")]
+    assert main(["registry", "backup", str(tmp_path / "backup"), *words]) == 0
+    (record,) = records(tmp_path / "backup")
+    assert record.with_suffix(".dump").read_bytes() == b"PGDMP"
+    words = ["--artifacts-only", "--artifacts", str(tmp_path / "new")]
+    assert main(["registry", "restore", str(record), *words]) == 0
+    weights = "**/model.safetensors"
+    assert [p.read_bytes() for p in (tmp_path / "new").glob(weights)] == [
+        p.read_bytes() for p in (kept / "artifacts").glob(weights)
+    ]
+
+
 @pytest.mark.parametrize("harm", ["changed", "missing"])
 def test_a_damaged_backup_is_refused_before_anything_is_written(
     kept: Path, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture
