@@ -74,6 +74,8 @@ def ingest(
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: at least 1 process must open volumes")
     out, workers = Path(out), workers or os.cpu_count() or 1
     if dataset == "dicom":
         if scrub is False:
