@@ -3,8 +3,8 @@
 Needs no GPU, no network and no CT; leave the machine alone meanwhile. It prints
 - answers per second from a server that takes 200 ms and lets 64 in at once, against the 320 that it can give;
 - reports per second of the rules provider on one core;
-- how far memory rises from 1,000 reports to `--reports` with the rules provider, and from 200 to `--asked` reports
-  that a server answers at once (asked: within 200 MB).
+- how far memory rises from 1,000 reports to `--reports` with the rules provider, and from 200 to `--asked`
+  reports with a server that answers at once (asked: within 200 MB).
 """
 
 import argparse
