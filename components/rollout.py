@@ -27,36 +27,55 @@ def roll_out(
         tracking_uri: MLflow's server or database.
         repository: Triton's model repository, a folder or s3:// address.
         name: of the registered model.
-        state_dir: start a tritonserver on this machine and keep its state in this folder; one that runs there
-            is replaced. Without it the version waits in the repository for the server's next roll-out.
+        state_dir: have it served by the tritonserver of this folder on this machine; one is started where
+            none runs. Without it the version waits in the repository for the server's next roll-out.
         ports: grpc_port, http_port, metrics_port of the server that is started.
     """
-    from mu2llm.serving import server
-
-    export(version, tracking_uri, repository, name)
     if not state_dir:
+        export(version, tracking_uri, repository, name)
         return f"Version {version} stands in {repository}.\n"
-    server.stop(state_dir)
-    print(f"starting tritonserver with version {version}", flush=True)
-    running = server.start(repository, state_dir=state_dir, **ports)
+    running = deploy(version, tracking_uri, repository, name=name, state_dir=state_dir, **ports)
     study = next(study for study in read_jsonl(f"{studies}/studies.jsonl", Study) if study.split == "test")
     return _asked(study, running.url)
 
 
+def deploy(
+    version: int, tracking_uri: str, repository: str, *, name: str, state_dir: str, **ports: int
+) -> Any:
+    """Places a version in a repository on this machine and has it served; returns the server.
+
+    See `mu2llm.serving.deploy.deploy`: the version is tried alone first, and the one before is served again
+    when it fails.
+    """
+    from mu2llm.serving.deploy import deploy
+    from mu2llm.serving.export import place
+
+    with tempfile.TemporaryDirectory() as work:
+        model, manifest = _fetched(version, tracking_uri, name, work)
+        place(model, repository, version=version, manifest=manifest)
+    return deploy(repository, version, state_dir=state_dir, **ports)
+
+
 def export(version: int, tracking_uri: str, repository: str, name: str) -> None:
-    """The version's model as an entry of the repository."""
-    from mu2llm.registry import fetch, show
+    """The version's model as an entry of the repository, which servers take when they start."""
     from mu2llm.serving.export import export_triton
 
-    run = show(version, tracking_uri=tracking_uri, name=name)["run_id"]
-    manifest = {"registry_name": name, "registry_version": version, "run_id": run}
     with tempfile.TemporaryDirectory() as work:
-        model = fetch(version, f"{work}/model", tracking_uri=tracking_uri, name=name)
+        model, manifest = _fetched(version, tracking_uri, name, work)
         remote = repository.startswith("s3://")
         folder = f"{work}/repository" if remote else repository
         export_triton(model, folder, version=version, manifest=manifest)
         if remote:
             storage.push(folder, repository)
+
+
+def _fetched(version: int, tracking_uri: str, name: str, folder: str) -> tuple[Path, dict[str, Any]]:
+    """A version's model folder, copied into `folder`, and the manifest that says where it comes from."""
+    from mu2llm.registry import fetch, show
+
+    run = show(version, tracking_uri=tracking_uri, name=name)["run_id"]
+    model = fetch(version, f"{folder}/model", tracking_uri=tracking_uri, name=name)
+    return model, {"registry_name": name, "registry_version": version, "run_id": run}
 
 
 def _asked(study: Study, url: str) -> str:

@@ -12,8 +12,8 @@ EXAMPLE_SECONDS = (
 )
 
 
-def stream(source: Path, **options: Any) -> None:
-    """Prints a draft piece by piece as the endpoint writes it, then what the server measured.
+def stream(source: Path, **options: Any) -> Any:
+    """Prints a draft piece by piece as the endpoint writes it, then what the server measured; returns it.
 
     `options` are those of `mu2llm.serving.client.report`.
     """
@@ -24,6 +24,7 @@ def stream(source: Path, **options: Any) -> None:
         print(piece, end="", flush=True)
     seconds, tokens = draft.usage.get("seconds", 0.0), draft.usage.get("completion_tokens", 0)
     print(f"\n   [version {draft.model_version}, {tokens} tokens, {seconds:.1f} s, {draft.finish_reason}]")
+    return draft
 
 
 def stream_examples(studies: Path, url: str) -> None:

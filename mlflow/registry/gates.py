@@ -1,6 +1,7 @@
 """Gates: the rules of a YAML file (see gate.yaml) that a version must pass to become champion."""
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,12 +10,19 @@ from typing import Any
 
 import yaml
 
-from mu2llm.registry.store import NAME, champion, fetch_evaluation, find, open_registry
+from mu2llm.registry import probes
+from mu2llm.registry.store import NAME, champion, fetch, fetch_evaluation, find, open_registry
 
 FIELDS = {
     "at_least": {"metric", "bound"},
+    "at_most": {"metric", "bound"},
     "above_floors": {"metric", "floors", "margin"},
     "not_below_champion": {"tolerance", "shared"},
+    "measured": {"metrics"},
+    "signature": set(),
+    "size": {"gigabytes"},
+    "smoke": set(),
+    "licence": {"allowed"},
 }
 
 
@@ -25,7 +33,7 @@ class Check:
     name: str
     passed: bool
     value: float | None
-    bound: float
+    bound: float | None
     reason: str
 
 
@@ -57,8 +65,12 @@ def gate(
         other = champion(client, name)
         checks = []
         for rule in chosen:
-            if rule["kind"] == "at_least":
-                checks.append(_at_least(rule, result))
+            if rule["kind"] in ("at_least", "at_most"):
+                checks.append(_bounded(rule, result))
+            elif rule["kind"] == "measured":
+                checks.append(_measured(rule, result))
+            elif rule["kind"] in ("signature", "size", "smoke", "licence"):
+                checks.append(_probed(rule, candidate, name, folder, tracking_uri))
             elif rule["kind"] == "above_floors":
                 checks.append(_above_floors(rule, result))
             elif other is None or other.version == candidate.version:
@@ -91,7 +103,7 @@ def read_rules(path: str | Path | None = None) -> list[dict[str, Any]]:
         needed = FIELDS[rule["kind"]] | {"name", "kind"}
         if wrong := sorted(needed ^ set(rule)):
             raise ValueError(f"{where}: missing or unknown field {', '.join(wrong)}")
-        for field in set(rule) & {"bound", "margin", "tolerance", "shared"}:
+        for field in set(rule) & {"bound", "margin", "tolerance", "shared", "gigabytes"}:
             if isinstance(rule[field], bool) or not isinstance(rule[field], int | float):
                 raise ValueError(f"{where}: {field} is {rule[field]!r}, expected a number")
     names = [rule["name"] for rule in rules]
@@ -106,13 +118,43 @@ def _metric(result: dict[str, Any], name: str, rule: dict[str, Any]) -> Any:
     return result[name]
 
 
-def _at_least(rule: dict[str, Any], result: dict[str, Any]) -> Check:
+def _bounded(rule: dict[str, Any], result: dict[str, Any]) -> Check:
     value, bound = _metric(result, rule["metric"], rule), rule["bound"]
     if value is None:
         return Check(rule["name"], False, None, bound, f"{rule['metric']} could not be measured")
-    passed = value >= bound
-    reason = f"{rule['metric']} {value:.3f} is {'at least' if passed else 'below'} {bound}"
+    if rule["kind"] == "at_least":
+        passed, state = value >= bound, "at least" if value >= bound else "below"
+    else:
+        passed, state = value <= bound, "at most" if value <= bound else "above"
+    reason = f"{rule['metric']} {value:.3f} is {state} {bound}"
     return Check(rule["name"], passed, value, bound, reason)
+
+
+def _measured(rule: dict[str, Any], result: dict[str, Any]) -> Check:
+    """The evaluation's own form: what must be there is there, and is a finite number."""
+    bad = [
+        metric
+        for metric in rule["metrics"]
+        if isinstance(value := result.get(metric), bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+    ]
+    reason = f"no finite number: {', '.join(bad)}" if bad else "all are finite numbers"
+    return Check(rule["name"], not bad, None, None, reason)
+
+
+def _probed(rule: dict[str, Any], candidate: Any, name: str, folder: str, tracking_uri: str) -> Check:
+    if rule["kind"] == "signature":
+        found = probes.signature(f"models:/{name}/{candidate.version}")
+    elif rule["kind"] == "licence":
+        found = probes.licence(candidate.tags, rule["allowed"])
+    else:
+        model = Path(folder, "fetched", "model")
+        if not model.is_dir():
+            model = fetch(candidate.version, model.parent, tracking_uri=tracking_uri, name=name)
+        found = probes.smoke(model) if rule["kind"] == "smoke" else probes.size(model, rule["gigabytes"])
+    passed, value, reason = found
+    return Check(rule["name"], passed, value, rule.get("gigabytes"), reason)
 
 
 def _above_floors(rule: dict[str, Any], result: dict[str, Any]) -> Check:

@@ -1,23 +1,34 @@
-"""Promotion: which version is champion, since when, by whom, and the way back."""
+"""Promotion: which version is champion, since when, by whom, and the way back.
+
+MLflow has no transactions. Each promotion and rollback therefore first claims its number in the history,
+which only one caller can: by a registered model of a name of its own, `NAME.promotion.N`, which holds what is
+to be done and is deleted in the end. A claim that its caller left behind is carried out by the next call.
+"""
 
 import getpass
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mu2llm.registry.store import CHALLENGER, CHAMPION, NAME, champion, find, open_registry, registered_model
 
 EVENT = "event."
+ABANDONED = timedelta(minutes=1)  # after it a claim's caller counts as dead; promotions take a second or two
+
+
+class UnderWay(ValueError):
+    """Another promotion or rollback is at work."""
 
 
 def promote(version: int | str, *, tracking_uri: str, name: str = NAME, by: str = "") -> dict[str, Any]:
     """Makes a version, by number or alias, the champion. It must have passed the gate.
 
     The version that was champion is written down (tag `promoted_from`) before the alias moves, so that
-    `rollback` knows the way back even when this call dies in the middle. Returns the event: action, version,
-    previous, by, at (UTC).
+    `rollback` knows the way back. Returns the event: action, version, previous, by, at (UTC). Of two calls at
+    once one is told (`UnderWay`); what a call that died began, the next call ends.
     """
     client = open_registry(tracking_uri)
+    _finish_abandoned(client, name)
     candidate = find(client, version, name)
     verdict = candidate.tags.get("gate")
     if verdict != "passed":
@@ -25,39 +36,26 @@ def promote(version: int | str, *, tracking_uri: str, name: str = NAME, by: str 
         raise ValueError(
             f"version {candidate.version} {state}: `mu2 registry gate {candidate.version}` tells why"
         )
+    number = _next_number(client, name)
     now = champion(client, name)
-    previous = int(now.version) if now else None
-    event = _event("promote", int(candidate.version), previous, by)
-    if previous == event["version"]:
+    event = _event("promote", int(candidate.version), int(now.version) if now else None, by)
+    if event["previous"] == event["version"]:
         return event
-    for key, value in (
-        ("promoted_from", previous or ""),
-        ("promoted_by", event["by"]),
-        ("promoted_at", event["at"]),
-    ):
-        client.set_model_version_tag(name, candidate.version, key, str(value))
-    client.set_registered_model_alias(name, CHAMPION, candidate.version)
-    if registered_model(client, name).aliases.get(CHALLENGER) == candidate.version:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    _record(client, name, event)
-    return event
+    return _carry_out(client, name, number, event)
 
 
 def rollback(*, tracking_uri: str, name: str = NAME, by: str = "") -> dict[str, Any]:
     """Makes the version champion again that was it before the present one; returns the event."""
     client = open_registry(tracking_uri)
+    _finish_abandoned(client, name)
+    number = _next_number(client, name)
     now = champion(client, name)
     if now is None:
         raise ValueError(f"{name!r} has no champion, so there is nothing to roll back")
     before = now.tags.get("promoted_from", "")
     if not before:
         raise ValueError(f"version {now.version} is the first champion: there is none to go back to")
-    event = _event("rollback", int(before), int(now.version), by)
-    client.set_registered_model_alias(name, CHAMPION, before)
-    client.set_model_version_tag(name, now.version, "rolled_back_at", event["at"])
-    client.set_model_version_tag(name, now.version, "rolled_back_by", event["by"])
-    _record(client, name, event)
-    return event
+    return _carry_out(client, name, number, _event("rollback", int(before), int(now.version), by))
 
 
 def history(*, tracking_uri: str, name: str = NAME) -> list[dict[str, Any]]:
@@ -65,6 +63,72 @@ def history(*, tracking_uri: str, name: str = NAME) -> list[dict[str, Any]]:
     client = open_registry(tracking_uri)
     tags = registered_model(client, name).tags
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(EVENT)]
+
+
+def _next_number(client: Any, name: str) -> int:
+    return 1 + sum(key.startswith(EVENT) for key in registered_model(client, name).tags)
+
+
+def _claim_name(name: str, number: int) -> str:
+    return f"{name}.promotion.{number}"
+
+
+def _carry_out(client: Any, name: str, number: int, event: dict[str, Any]) -> dict[str, Any]:
+    """Claims the event's number and makes it so."""
+    from mlflow.exceptions import MlflowException
+
+    claim = _claim_name(name, number)
+    try:
+        client.create_registered_model(claim, description=json.dumps(event))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        raise UnderWay(
+            f"another promotion or rollback of {name!r} is under way: see `mu2 registry history` in a minute"
+        ) from None
+    if _next_number(client, name) != number:  # it was under way and ended since the number was read
+        client.delete_registered_model(claim)
+        raise UnderWay(f"another promotion or rollback of {name!r} came first: `mu2 registry history` has it")
+    _apply(client, name, event)
+    client.delete_registered_model(claim)
+    return event
+
+
+def _apply(client: Any, name: str, event: dict[str, Any]) -> None:
+    """Every step may be done twice: nothing changes then."""
+    version, previous = str(event["version"]), str(event["previous"] or "")
+    if event["action"] == "promote":
+        for key, value in (
+            ("promoted_from", previous),
+            ("promoted_by", event["by"]),
+            ("promoted_at", event["at"]),
+        ):
+            client.set_model_version_tag(name, version, key, value)
+    else:
+        client.set_model_version_tag(name, previous, "rolled_back_at", event["at"])
+        client.set_model_version_tag(name, previous, "rolled_back_by", event["by"])
+    client.set_registered_model_alias(name, CHAMPION, version)
+    if event["action"] == "promote" and registered_model(client, name).aliases.get(CHALLENGER) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    client.set_registered_model_tag(name, f"{EVENT}{event['at']}", json.dumps(event))
+
+
+def _finish_abandoned(client: Any, name: str) -> None:
+    """Carries out what a call that died has claimed, and tidies up a claim that was only left standing."""
+    from mlflow.exceptions import MlflowException
+
+    number = _next_number(client, name)
+    for place in (number - 1, number):
+        claim = _claim_name(name, place)
+        try:
+            event = json.loads(client.get_registered_model(claim).description)
+        except MlflowException:
+            continue
+        if datetime.now(UTC) - datetime.fromisoformat(event["at"]) < ABANDONED:
+            continue  # at work; who wants the same number will be told
+        if place == number:
+            _apply(client, name, event)
+        client.delete_registered_model(claim)
 
 
 def _event(action: str, version: int, previous: int | None, by: str) -> dict[str, Any]:
@@ -77,8 +141,3 @@ def _event(action: str, version: int, previous: int | None, by: str) -> dict[str
         "by": by or getpass.getuser(),
         "at": at,
     }
-
-
-def _record(client: Any, name: str, event: dict[str, Any]) -> None:
-    # One tag an event, named by its time: two writers at once cannot overwrite each other's.
-    client.set_registered_model_tag(name, f"{EVENT}{event['at']}", json.dumps(event))

@@ -2,12 +2,16 @@
 
 import os
 import re
+import urllib.error
+import urllib.request
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 NAME = "mu2llm"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+ANSWER_SECONDS = 10
 EVALUATION = "evaluation"  # the run's artifact folder with evaluation.json, drafts.jsonl and report.html
 
 
@@ -28,8 +32,26 @@ def open_registry(tracking_uri: str) -> Any:
             f"tracking URI {tracking_uri!r} is not understood: give sqlite:///path/mlflow.db, or the http(s) "
             "address of an MLflow server"
         )
+    else:
+        _check_answers(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     return mlflow.MlflowClient(tracking_uri)
+
+
+@cache
+def _check_answers(address: str) -> None:
+    """MLflow's client would try for minutes, without a word, to reach a server that is not there."""
+    url = f"{address.rstrip('/')}/health"
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
+            return
+    except urllib.error.HTTPError:
+        return  # something answers, such as a gateway that wants a name: MLflow will say what
+    except (OSError, ValueError) as error:
+        why = getattr(error, "reason", error)
+        raise ConnectionError(
+            f"no MLflow server answers at {address} ({why}): start it, or give another --tracking-uri"
+        ) from None
 
 
 def experiment_id(client: Any, tracking_uri: str, name: str) -> str:

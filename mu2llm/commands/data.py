@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # The names of mu2llm.data.ingest.READERS, and dicom; they are not imported here: help is instant.
@@ -40,10 +41,13 @@ def add(commands: Any) -> None:
     ingest.add_argument("--reports", help="table of the reports (dicom from a DICOMweb server)")
     ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
     ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
+    ingest.add_argument(
+        "--allow-gaps", action="store_true", help="fill in missing slices of DICOM series by interpolation"
+    )
     ingest.set_defaults(run=run_ingest)
 
     prepare = data.add_parser("prepare", help="make the frames that a model reads, once, with all cores")
-    prepare.add_argument("studies", help="studies.jsonl, or the folder that data ingest wrote")
+    prepare.add_argument("studies", help="studies.jsonl, or the folder that data ingest wrote (or s3://)")
     prepare.add_argument("--model", help="folder of the model to train: its processor says how")
     prepare.add_argument("--mode", choices=("hu", "published"), help="without --model (docs/data.md: modes)")
     for name, value, what in SIZES:
@@ -122,12 +126,14 @@ def run_ingest(args: argparse.Namespace) -> None:
         scrub=None if args.scrub is None else args.scrub == "on",
         key_file=args.key_file,
         reports=args.reports,
+        allow_gaps=args.allow_gaps,
         **phantom,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))
 
 
 def run_prepare(args: argparse.Namespace) -> int:
+    from mu2llm import storage
     from mu2llm.data.prepare import prepare_dataset
     from mu2llm.data.records import Study, read_jsonl
 
@@ -140,10 +146,13 @@ def run_prepare(args: argparse.Namespace) -> int:
         preparation = Mu2Processor.from_pretrained(args.model).preparation
     else:
         preparation = {"mode": args.mode} | {name: value for name, value, _ in SIZES} | given
-    studies = Path(args.studies)
-    studies = studies / "studies.jsonl" if studies.is_dir() else studies
-    out = Path(args.out) if args.out else studies.parent / "frames"
-    summary = prepare_dataset(list(read_jsonl(studies, Study)), preparation, out, workers=args.workers)
+    name = args.studies if args.studies.endswith(".jsonl") else f"{args.studies.rstrip('/')}/studies.jsonl"
+    if storage.is_remote(name) and not args.out:
+        raise ValueError("data prepare: give --out, a local folder for the frames of studies in the store")
+    out = Path(args.out) if args.out else Path(name).parent / "frames"
+    with TemporaryDirectory() as folder:
+        studies = list(read_jsonl(storage.fetch(name, folder), Study))
+    summary = prepare_dataset(studies, preparation, out, workers=args.workers)
     print(json.dumps(summary, indent=1))
     return 1 if summary["rejects"] else 0
 

@@ -1,10 +1,12 @@
-"""`mu2 register`, `mu2 registry`, `mu2 export`: versions, gate, promotion, roll back, model repository."""
+"""`mu2 register`, `registry`, `export`, `deploy`: versions, gate, promotion, roll back, and into service."""
 
 import argparse
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+PORTS = ("grpc", "http", "metrics")
 DATABASE = "sqlite:///demo/mlflow/mlflow.db"
 
 
@@ -13,6 +15,10 @@ def add(commands: Any) -> None:
     register = commands.add_parser("register", help="log a model with its evaluation and make it a version")
     register.add_argument("model", help="model folder")
     register.add_argument("evaluation", help="evaluation.json of this model")
+    register.add_argument(
+        "--licence", help="of the model, such as apache-2.0, for the gate's rule of that kind"
+    )
+    register.add_argument("--data-licence", help="of what it was trained on")
     _shared(register, run_register)
 
     verbs = commands.add_parser("registry", help="the versions of the model").add_subparsers(
@@ -29,7 +35,20 @@ def add(commands: Any) -> None:
         if name == "gate":
             verb.add_argument("--rules", help="YAML of rules (default: mlflow/registry/gate.yaml)")
         _shared(verb, run)
+    _shared(verbs.add_parser("history", help="every promotion and rollback, oldest first"), run_history)
     _shared(verbs.add_parser("rollback", help="the champion before this one becomes it again"), run_rollback)
+
+    saved = verbs.add_parser("backup", help="copy the server's database and artifacts")
+    saved.add_argument("folder", type=Path, help="of all backups")
+    saved.add_argument("--keep", type=int, default=14, help="states of the database that stay (default: 14)")
+    saved.set_defaults(run=run_backup)
+    restored = verbs.add_parser("restore", help="put a backup where nothing is")
+    restored.add_argument("record", type=Path, help="the backup's <time>.json")
+    restored.add_argument("--artifacts-only", action="store_true", help="where pg_restore is run apart")
+    restored.set_defaults(run=run_restore)
+    for verb in (saved, restored):
+        verb.add_argument("--database", help="MLflow's backend store (default: MLFLOW_BACKEND_STORE_URI)")
+        verb.add_argument("--artifacts", required=True, help="MLflow's artifacts, a folder or s3:// address")
 
     export = commands.add_parser("export", help="a version for another system").add_subparsers(
         metavar="VERB", required=True
@@ -38,6 +57,18 @@ def add(commands: Any) -> None:
     triton.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
     triton.add_argument("--repository", default="demo/serving/repository", help="folder or s3:// address")
     _shared(triton, run_export)
+
+    deploy = commands.add_parser("deploy", help="a version into service on this machine, or back if it fails")
+    which = deploy.add_mutually_exclusive_group()
+    which.add_argument("--alias", default="champion", help="of the version (default: champion)")
+    which.add_argument("--version", type=int, help="its number")
+    deploy.add_argument(
+        "--state", type=Path, default=Path("demo/serving"), help="the server's folder (default: demo/serving)"
+    )
+    deploy.add_argument("--repository", type=Path, help="Triton model repository (default: STATE/repository)")
+    for port in PORTS:
+        deploy.add_argument(f"--{port}-port", type=int, help="default: that of the running server")
+    _shared(deploy, run_deploy)
 
 
 def _shared(verb: argparse.ArgumentParser, run: Any) -> None:
@@ -60,19 +91,36 @@ def _where(args: argparse.Namespace) -> dict[str, Any]:
 def run_register(args: argparse.Namespace) -> None:
     from mu2llm.registry import register
 
-    register(args.model, args.evaluation, **_where(args))
+    given = {"licence": args.licence, "data_licence": args.data_licence}
+    tags = {name: value for name, value in given.items() if value}
+    register(args.model, args.evaluation, tags=tags, **_where(args))
 
 
 def run_list(args: argparse.Namespace) -> None:
     from mu2llm.registry import versions
 
-    for version in versions(**_where(args)):
+    found = versions(**_where(args))
+    if not found:
+        raise ValueError(
+            f"nothing is registered as {args.name!r} in {args.tracking_uri}: `mu2 register` does it"
+        )
+    for version in found:
         created = datetime.fromtimestamp(version["created"] / 1000, UTC).strftime("%Y-%m-%d %H:%M")
         tags = version["tags"]
         print(
             f"{version['version']:>4}  {created}  GREEN {tags.get('green', '–'):<7} "
             f"finding F1 {tags.get('finding_macro_f1', '–'):<7} gate {tags.get('gate', 'not yet'):<8} "
             f"{', '.join(version['aliases'])}"
+        )
+
+
+def run_history(args: argparse.Namespace) -> None:
+    from mu2llm.registry import history
+
+    for event in history(**_where(args)):
+        print(
+            f"{event['at'][:19].replace('T', ' ')}  {event['action']:<8}  version {event['version']} "
+            f"(before: {event['previous'] or 'none'})  by {event['by']}"
         )
 
 
@@ -109,6 +157,29 @@ def _told(event: dict[str, Any]) -> None:
     print(f"champion: version {event['version']} (before: {event['previous'] or 'none'}), by {event['by']}")
 
 
+def run_backup(args: argparse.Namespace) -> None:
+    from mu2llm.registry.backup import backup
+
+    record = backup(_database(args), args.artifacts, args.folder, keep=args.keep)
+    size = sum(it["size"] for it in record["artifacts"].values()) / 1e9
+    print(f"{args.folder}/{record['time']}.json: {len(record['artifacts'])} artifacts, {size:.3f} GB")
+
+
+def run_restore(args: argparse.Namespace) -> None:
+    from mu2llm.registry.backup import restore
+
+    count = restore(args.record, None if args.artifacts_only else _database(args), args.artifacts)
+    print(f"{'' if args.artifacts_only else 'the database and '}{count} artifacts are restored")
+
+
+def _database(args: argparse.Namespace) -> str:
+    """The backend store; its address may hold a password, so the environment is a better place than words."""
+    given = args.database or os.environ.get("MLFLOW_BACKEND_STORE_URI")
+    if not given:
+        raise ValueError("--database is missing: MLflow's backend store, sqlite:///… or postgresql://…")
+    return given
+
+
 def run_export(args: argparse.Namespace) -> None:
     from mu2llm.components.rollout import export
     from mu2llm.registry import resolve
@@ -117,3 +188,21 @@ def run_export(args: argparse.Namespace) -> None:
     version = resolve(args.version, **where)
     export(version, args.tracking_uri, args.repository, args.name)
     print(f"version {version} stands in {args.repository}")
+
+
+def run_deploy(args: argparse.Namespace) -> None:
+    from mu2llm.components.rollout import deploy
+    from mu2llm.registry import resolve
+
+    where = _where(args)
+    version = resolve(args.version or args.alias, **where)
+    chosen = {f"{name}_port": getattr(args, f"{name}_port") for name in PORTS}
+    running = deploy(
+        version,
+        args.tracking_uri,
+        str(args.repository or args.state / "repository"),
+        name=args.name,
+        state_dir=str(args.state),
+        **{name: port for name, port in chosen.items() if port},
+    )
+    print(f"version {running.version} answers at {running.url}; every answer names its version")

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import NOTICE
+from mu2llm.storage import write_bytes
 
+FORMATS = ("text", "json", "fhir", "dicom-sr")
 PORTS = {"grpc": 8001, "http": 8000, "metrics": 8002}
 
 
@@ -32,6 +34,11 @@ def add(commands: Any) -> None:
     report.add_argument("--max-tokens", type=int, help="the most tokens to write")
     report.add_argument("--temperature", type=float, default=0.0, help="0: always the same draft (default)")
     report.add_argument("--seed", type=int, help="for temperatures above 0")
+    report.add_argument("--timeout", type=float, default=600, help="seconds for the whole answer")
+    report.add_argument("--retries", type=int, default=0, help="how often to ask a busy server again")
+    report.add_argument("--saliency", type=Path, help="write here where the draft comes from (.nii.gz)")
+    report.add_argument("--format", choices=FORMATS, default="text", help="default: text, as it is written")
+    report.add_argument("--out", type=Path, help="file for the document (needed for dicom-sr)")
     report.set_defaults(run=run_report)
 
 
@@ -72,12 +79,51 @@ def run_report(args: argparse.Namespace) -> None:
     from mu2llm.data.records import REPORT_QUESTION
     from mu2llm.pipelines.drafts import stream
 
-    print(NOTICE)
-    stream(
-        args.source,
-        url=args.url,
-        question=args.question or REPORT_QUESTION,
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
+    if args.format == "dicom-sr" and not args.out:
+        raise ValueError("--format dicom-sr makes a binary file: say where with --out FILE")
+    if args.saliency and not args.saliency.name.endswith(".nii.gz"):
+        raise ValueError(f"--saliency {args.saliency}: give a name that ends with .nii.gz")
+    options: dict[str, Any] = {
+        "url": args.url,
+        "question": args.question or REPORT_QUESTION,
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+        "seed": args.seed,
+        "timeout": args.timeout,
+        "retries": args.retries,
+        "saliency": args.saliency is not None,
+    }
+    if args.format == "text" and not args.out:
+        print(NOTICE)
+        draft = stream(args.source, **options)
+    else:
+        draft = _whole(args.source, options)
+        document = _document(draft, args.source, args.format)
+        if args.out:
+            write_bytes(args.out, document)
+            print(f"{args.out}: {NOTICE}")
+        else:
+            print(document.decode("utf-8"), end="")
+    if args.saliency and not draft.saliency:
+        raise RuntimeError("the draft is empty: there is nothing to explain")
+    if args.saliency:
+        write_bytes(args.saliency, draft.saliency)
+
+
+def _whole(source: Path, options: dict[str, Any]) -> Any:
+    from mu2llm.serving.client import report
+
+    draft = report(source, **options)
+    for _ in draft:
+        pass
+    return draft
+
+
+def _document(draft: Any, source: Path, kind: str) -> bytes:
+    from mu2llm.serving import documents
+
+    if kind == "dicom-sr":
+        return documents.to_dicom_sr(draft, source)
+    if kind == "text":
+        return f"{draft.notice}\n\n{draft.text.strip()}\n".encode()
+    return (documents.to_json(draft) if kind == "json" else documents.to_fhir(draft, source)).encode()

@@ -4,6 +4,7 @@ Each series is written without identifiers into `out/volumes` as a zip, its repo
 headers and its row name, and ids become pseudonyms. Rejects name rows, never files.
 """
 
+import contextlib
 import tempfile
 import time
 import zipfile
@@ -22,7 +23,7 @@ from mu2llm.data.folder import REPORT_COLUMNS, read_rows, study_of_row
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, below, read_csv, reject
 from mu2llm.volume.nifti import MAX_BYTES
 from mu2llm.volume.read import MAX_FILES
 
@@ -69,7 +70,7 @@ def read_dicom(
         elif reports is not None:
             raise ValueError("--reports is for a DICOMweb server; a folder has its own reports.csv")
         else:
-            entries, rejects = _of_folder(storage.fetch(root, temporary))
+            entries, rejects = _of_folder(_fetch(root, temporary))
         studies = _write_all(entries, rejects, out, pseudonyms, workers)
     spread(studies, seed)
     return studies, rejects
@@ -78,9 +79,17 @@ def read_dicom(
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
     kept = {Path(study.volume).name for study in studies}
-    for path in [*volumes.glob("s-*.zip"), *volumes.glob("row-*.part")]:
+    for path in [*volumes.glob("s-*"), *volumes.glob("row-*.part")]:
         if path.name not in kept:
             path.unlink()
+
+
+def _fetch(root: str | Path, folder: str) -> Path:
+    """The folder, or a copy of a remote one; errors name the root alone, not the object that failed."""
+    try:
+        return storage.fetch(root, folder)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{root}: {str(error).rpartition(': ')[2]}") from None
 
 
 def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
@@ -89,7 +98,7 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
     root = root.resolve()
     studies, rejects = _without_header(read_rows, root)
     rows = read_csv(root / "reports.csv", ("volume", "report"), any_case=REPORT_COLUMNS)
-    named = [(root / row["volume"]).resolve() for row in rows if row["volume"]]
+    named = list(_named(root, rows))
     rejects = privacy.without_values(rejects)
     entries: list[Entry] = []
     for study in studies:
@@ -106,6 +115,12 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
             reason = f"reports.csv does not name {which}; add a row with its report"
             rejects.append(reject("", 0, reason))
     return entries, rejects
+
+
+def _named(root: Path, rows: list[Row]) -> Iterator[Path]:
+    for row in rows:
+        with contextlib.suppress(RowError):
+            yield below(root, row["volume"])
 
 
 def _of_server(root: str, reports: str | Path | None) -> tuple[list[Entry], list[Reject]]:
@@ -157,7 +172,11 @@ def _objects(path: Path, root: Path) -> Iterator[Any]:
         if not all(file.resolve().is_relative_to(root) for file in files):
             raise RowError("a link in it leads out of the dataset's folder; copy the file in")
         for number, file in enumerate(files, 1):
-            with file.open("rb") as stream:
+            try:
+                stream: Any = file.open("rb")
+            except OSError as error:
+                raise RowError(f"file {number} cannot be read ({type(error).__name__})") from None
+            with stream:
                 yield _object(stream, number)
         return
     try:

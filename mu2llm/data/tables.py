@@ -54,10 +54,14 @@ def below(root: Path, name: str) -> Path:
     """The volume `name` of a table as a path below `root`; RowError when it is not there or leads out."""
     if not name:
         raise RowError("the volume is empty")
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a name, a loop of links, a zero byte
+        raise RowError("no such file below the dataset's folder") from None
     if not path.is_relative_to(root.resolve()):
         raise RowError("the volume lies outside the dataset's folder; move it in")
-    if not path.exists():
+    if not there:
         raise RowError("no such file below the dataset's folder")
     return path
 

@@ -27,6 +27,7 @@ def explain(
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: give a folder to write the explanation into")
 
+    from mu2llm.model.explain import as_written
     from mu2llm.volume import load_volume, to_volume
     from mu2llm.volume.pictures import overlay_png
 
@@ -36,17 +37,13 @@ def explain(
     frames = processor.frames(scan)
 
     inputs = processor([frames], [question]).to(loaded.model.device)
-    prompt = inputs["input_ids"].shape[1]
-    with torch.no_grad():  # not inference mode: the ids go into a backward pass
+    with torch.inference_mode():
         ids = loaded.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    draft = processor.decode(ids[0, prompt:])
+    tokens = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    draft = processor.decode(tokens)
     if not draft:
         raise ValueError(f"the model answers {volume} with an empty text: there is nothing to explain")
-    labels = ids.clone()
-    labels[:, :prompt] = -100
-    # The very tokens that were written: the text, read again, may be cut into others.
-    inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)
-    strength = loaded.model.explain(**inputs)[0].cpu().numpy()
+    strength = loaded.model.explain(**as_written(inputs, tokens))[0].float().cpu().numpy()
     saliency = to_volume(strength, scan, **processor.preparation)
     out.mkdir(parents=True, exist_ok=True)
     (out / "draft.txt").write_text(f"{NOTICE}\n\n{draft}\n", encoding="utf-8")

@@ -24,13 +24,17 @@ class Row:
     length: int = 0  # tokens that have been read, and stand in the buffers
     tokens: list[int] = field(default_factory=list)
 
-    def choose(self, logits: Tensor) -> None:
-        """Adds the next token, by logits (V,): the likeliest, or one drawn at the row's temperature."""
-        if self.temperature == 0:
-            self.tokens.append(int(logits.argmax()))
-        else:
-            chances = (logits.float() / self.temperature).softmax(0).cpu()
-            self.tokens.append(int(torch.multinomial(chances, 1, generator=self.generator)))
+
+def choose(rows: list[Row], logits: Tensor) -> list[int]:
+    """The rows' next tokens, by logits (rows, V): the likeliest, or one drawn at the row's temperature."""
+    tokens = logits.argmax(-1).tolist()
+    drawn = [place for place, row in enumerate(rows) if row.temperature > 0]
+    if drawn:
+        heat = torch.tensor([[rows[place].temperature] for place in drawn], device=logits.device)
+        chances = (logits[drawn].float() / heat).softmax(-1).cpu()
+        for place, row_chances in zip(drawn, chances, strict=True):
+            tokens[place] = int(torch.multinomial(row_chances, 1, generator=rows[place].generator))
+    return tokens
 
 
 class _Layer(CacheLayerMixin):
@@ -95,7 +99,7 @@ class Batch:
             use_cache=True,
             logits_to_keep=1,
         )
-        row.choose(output.logits[0, -1])
+        row.tokens += choose([row], output.logits[:, -1])
         row.length = input_ids.shape[1]
         place = len(self.rows)
         self._layers = self._layers or [_Layer() for _ in cache.layers]
@@ -126,13 +130,9 @@ class Batch:
             past_key_values=Cache(layers=self._layers),  # type: ignore[arg-type]
             use_cache=True,
         ).logits[:, -1]
-        likeliest = logits.argmax(-1).tolist()  # one copy from the device for all greedy rows
-        for row, best, scores in zip(self.rows, likeliest, logits, strict=True):
+        for row, token in zip(self.rows, choose(self.rows, logits), strict=True):
             row.length += 1
-            if row.temperature == 0:
-                row.tokens.append(best)
-            else:
-                row.choose(scores)
+            row.tokens.append(token)
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:

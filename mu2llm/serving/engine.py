@@ -25,6 +25,9 @@ from mu2llm.serving.prepare import BadRequest, Preparation, Prepared
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.1  # how often waiting requests are looked through for those that nobody wants any more
+# Text is sent on no faster than this: a piece costs Triton more than a small model's step, and nobody
+# reads as fast. The first piece goes at once.
+PIECE_SECONDS = 0.05
 # What a generation configuration may set that changes greedy drafts, and that the batch does not do.
 NOT_FOLLOWED = (
     *(
@@ -72,10 +75,12 @@ class _Job:
     submitted: float
     started: float = 0.0
     first_piece: float = 0.0
+    last_piece: float = 0.0
     prepared: Prepared | None = None
     row: Row | None = None
     stream: Any = None
-    sent: str = ""
+    text: str = ""
+    sent: int = 0  # characters of the text that the client has
     reason: str = ""
 
     def unwanted(self) -> Exception | None:
@@ -192,7 +197,8 @@ class Engine:
 
     def _explain(self, job: _Job) -> None:
         job.check()
-        self._end(job, saliency=self._preparation.saliency(job.request, job.sent.strip()))
+        assert job.row is not None
+        self._end(job, saliency=self._preparation.saliency(job.request, job.row.tokens))
 
     def _write(self) -> None:
         """The thread that writes: one step of all rows at a time; who is ready joins between two steps."""
@@ -239,27 +245,31 @@ class Engine:
         """Sends the text of a row's newest token on, and lets the row go when that was its last."""
         assert job.row is not None
         newest = job.row.tokens[-1]
-        self._send(job, job.stream.step(self.processor.tokenizer.backend_tokenizer, newest) or "")
-        if newest in self._ends or len(job.row.tokens) == job.request.max_tokens:
+        text = job.text + (job.stream.step(self.processor.tokenizer.backend_tokenizer, newest) or "")
+        job.text = text.lstrip() if not job.text else text
+        ended = newest in self._ends or len(job.row.tokens) == job.request.max_tokens
+        if ended:
             whole = self.processor.tokenizer.decode(job.row.tokens, skip_special_tokens=True).lstrip()
-            if whole.startswith(job.sent):
-                self._send(job, whole[len(job.sent) :])  # a character that was cut in its middle
+            if whole.startswith(job.text):
+                job.text = whole  # with the rest of a character that was cut in its middle
+        self._send(job, at_once=ended)
+        if ended:
             job.reason = "stop" if newest in self._ends else "length"
             self._leave(job)
-            if job.request.saliency and job.sent.strip():
+            if job.request.saliency and job.text.strip():
                 with self._changed:
                     self._written.append(job)
                     self._changed.notify_all()
             else:
                 self._end(job)
 
-    def _send(self, job: _Job, text: str) -> None:
-        if not job.sent:
-            text = text.lstrip()
-        if text:
-            job.first_piece = job.first_piece or time.perf_counter()
-            job.sent += text
-            job.reply.piece(text)
+    def _send(self, job: _Job, at_once: bool) -> None:
+        now = time.perf_counter()
+        if len(job.text) > job.sent and (at_once or now - job.last_piece >= PIECE_SECONDS):
+            job.first_piece = job.first_piece or now
+            job.last_piece = now
+            piece, job.sent = job.text[job.sent :], len(job.text)
+            job.reply.piece(piece)
 
     def _leave(self, job: _Job) -> None:
         if job in self._active:

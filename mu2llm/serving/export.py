@@ -12,9 +12,10 @@ replaced last, so that a server which starts at any moment finds a whole version
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,18 @@ def place(model: str | Path, repository: str | Path, *, version: int, manifest: 
 def switch(repository: str | Path, version: int, limits: Limits = Limits()) -> None:
     """Makes a placed version the one that servers take when they start or load."""
     _replace(Path(repository) / MODEL / "config.pbtxt", CONFIG.format(version=version, **asdict(limits)))
+
+
+def limits_of(repository: str | Path) -> Limits:
+    """The limits in a repository's config.pbtxt, or the defaults where there is none yet."""
+    path = Path(repository) / MODEL / "config.pbtxt"
+    found = (
+        re.findall(r'key: "(\w+)" value { string_value: "(\d+)" }', path.read_text())
+        if path.is_file()
+        else []
+    )
+    known = {field.name for field in fields(Limits)}
+    return Limits(**{name: int(value) for name, value in found if name in known})
 
 
 def verify(entry: str | Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,8 @@ from mu2llm.serving.triton_binary import find_tritonserver, python_environment, 
 
 HOST = "127.0.0.1"
 STATE = "server.json"
+AUDIT = "audit.jsonl"
+KEY_HEADER = "mu2-admin"
 PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker")
 LOG_LINES = 20
 
@@ -44,6 +47,7 @@ class Server:
     repository: str
     version: int
     log: str
+    key: str = field(repr=False)  # opens the interface that loads models
 
     @property
     def url(self) -> str:
@@ -87,10 +91,12 @@ def start(
 
     state_dir.mkdir(parents=True, exist_ok=True)
     environment["MU2_VOLUME_ROOTS"] = ",".join(_checked_root(root) for root in volume_roots)
+    environment["MU2_AUDIT_LOG"] = str(state_dir / AUDIT)
+    key = secrets.token_hex(16)
     log = state_dir / "tritonserver.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _command(binary, repository, ports),
+            _command(binary, repository, ports, key),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -101,7 +107,7 @@ def start(
     try:
         created = psutil.Process(process.pid).create_time()
         server = Server(
-            process.pid, created, grpc_port, http_port, metrics_port, str(repository), version, str(log)
+            process.pid, created, grpc_port, http_port, metrics_port, str(repository), version, str(log), key
         )
         _write_state(state_dir, server)
         _wait_ready(process, server, ready_seconds)
@@ -114,6 +120,41 @@ def start(
             print(_last_lines(log), file=sys.stderr)
         raise
     return server
+
+
+def reload(state_dir: str | Path, *, seconds: float = 180) -> Server:
+    """Has the running server load the version that config.pbtxt names now, and returns when it serves that.
+
+    Requests go on meanwhile, to the version before; drafts that are under way end with it. Raises
+    `ServerError` with Triton's reason when the version does not load: then the one before goes on.
+    """
+    server = status(state_dir)
+    if server is None:
+        raise ServerError(f"no server runs for {state_dir}: `mu2 serve` starts one")
+    version = served_version(server.repository)
+    verify(Path(server.repository) / MODEL / str(version))
+    request = urllib.request.Request(
+        f"http://{HOST}:{server.http_port}/v2/repository/models/{MODEL}/load",
+        data=b"{}",
+        headers={KEY_HEADER: server.key, "Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=seconds):
+            pass
+    except urllib.error.HTTPError as error:
+        raise ServerError(f"version {version} does not load ({server.log}): {_reason(error)}") from None
+    except OSError as error:
+        raise ServerError(f"the server does not answer while it loads version {version}: {error}") from None
+    loaded = replace(server, version=version)
+    _write_state(Path(state_dir), loaded)
+    return loaded
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    try:
+        return " ".join(json.loads(error.read())["error"].split())
+    except (ValueError, KeyError):
+        return error.reason
 
 
 def status(state_dir: str | Path) -> Server | None:
@@ -145,14 +186,15 @@ def stop(state_dir: str | Path, *, seconds: float = 40) -> bool:
     return process is not None
 
 
-def _command(binary: Path, repository: Path, ports: dict[str, int]) -> list[str]:
-    # Interfaces that nobody here needs are locked with a key that nobody has.
-    key = secrets.token_hex(16)
+def _command(binary: Path, repository: Path, ports: dict[str, int], key: str) -> list[str]:
+    # Loading models is for who may read server.json; the other interfaces here are for nobody.
+    locked = "model-repository,shared-memory,logging,trace"
     return [
         str(binary),
         f"--model-repository={repository}",
         f"--backend-directory={binary.parent.parent / 'backends'}",
-        "--model-control-mode=none",
+        "--model-control-mode=explicit",
+        f"--load-model={MODEL}",
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",
@@ -162,8 +204,8 @@ def _command(binary: Path, repository: Path, ports: dict[str, int]) -> list[str]
         f"--http-port={ports['http']}",
         f"--metrics-address={HOST}",
         f"--metrics-port={ports['metrics']}",
-        f"--http-restricted-api=shared-memory,logging,trace:mu2-admin={key}",
-        f"--grpc-restricted-protocol=shared-memory,logging,trace:mu2-admin={key}",
+        f"--http-restricted-api={locked}:{KEY_HEADER}={key}",
+        f"--grpc-restricted-protocol={locked}:{KEY_HEADER}={key}",
         # Importing torch on a busy machine takes longer than the default of 30 s.
         "--backend-config=python,stub-timeout-seconds=300",
         f"--backend-config=python,shm-region-prefix-name={_shm_prefix(ports['grpc'])}",
@@ -261,5 +303,6 @@ def _read_state(state_dir: Path) -> Server | None:
 
 def _write_state(state_dir: Path, server: Server) -> None:
     temporary = state_dir / f"{STATE}.part"
+    temporary.touch(mode=0o600)
     temporary.write_text(json.dumps(asdict(server), indent=2) + "\n", encoding="utf-8")
     temporary.replace(state_dir / STATE)

@@ -12,7 +12,8 @@ def send(channel: socket.socket, header: dict[str, Any], body: bytes = b"") -> N
     """Sends one message. Not safe from two threads at once: senders hold a lock."""
     head = json.dumps(header).encode("utf-8")
     channel.sendall(LENGTHS.pack(len(head), len(body)) + head)
-    channel.sendall(body)
+    if body:
+        channel.sendall(body)
 
 
 def receive(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:

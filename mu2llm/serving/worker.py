@@ -13,6 +13,7 @@ import threading
 from typing import Any
 
 import psutil
+import torch
 
 from mu2llm.serving import wire
 from mu2llm.serving.audit import Audited, AuditLog
@@ -122,6 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log = logging.getLogger(__name__)
+    # Two threads compute at a time, one that prepares and one that writes: each gets half of the cores.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     server = tritonserver()
     engine = Engine(options.model, max_queue=options.max_queue, max_batch=options.max_batch)
     path = os.environ.get("MU2_AUDIT_LOG")

@@ -14,7 +14,8 @@ def test_a_good_first_version_passes_and_every_result_is_a_tag(registry) -> None
     version = registry.add()
     result = gate(version, **registry.where)
     assert result.passed
-    assert checks(result) == {"green": True, "sees": True, "champion": True}
+    assert set(checks(result)) == {"green", "sees", "champion", "form", "signature", "size", "smoke"}
+    assert all(checks(result).values())
     tags = show(version, **registry.where)["tags"]
     assert tags["gate"] == "passed"
     assert tags["gate.sees"].startswith("passed: finding_macro_f1 0.800 is 0.500 above the highest floor")
@@ -28,8 +29,9 @@ def test_a_good_first_version_passes_and_every_result_is_a_tag(registry) -> None
         ({"finding_macro_f1": 0.5, "finding_macro_f1_ci": [0.45, 0.55]}, {"sees"}),
         # far above on average, but the intervals overlap
         ({"finding_macro_f1_ci": [0.37, 0.95]}, {"sees"}),
-        ({"finding_macro_f1": None, "finding_macro_f1_ci": None}, {"sees"}),
-        ({"green": None, "green_ci": None}, {"green"}),
+        ({"finding_macro_f1": None, "finding_macro_f1_ci": None}, {"sees", "form"}),
+        ({"green": None, "green_ci": None}, {"green", "form"}),
+        ({"rouge_l": float("nan")}, {"form"}),
     ],
 )
 def test_a_version_that_falls_short_is_refused_with_the_reason(registry, changes: dict, failed: set) -> None:
@@ -89,7 +91,7 @@ def test_own_rules(registry, tmp_path: Path) -> None:
     [
         ("green: 0.3", "list of rules"),
         ("[]", "list of rules"),
-        ("- {name: a, kind: at_most, metric: green, bound: 1}", "kind is 'at_most'"),
+        ("- {name: a, kind: at_best, metric: green, bound: 1}", "kind is 'at_best'"),
         ("- {name: a, kind: at_least, metric: green}", "field bound"),
         ("- {name: a, kind: at_least, metric: green, bound: 1, margin: 2}", "field margin"),
         ("- {name: a, kind: at_least, metric: green, bound: high}", "bound is 'high'"),
@@ -108,3 +110,60 @@ def test_a_metric_that_the_evaluation_lacks_is_named(registry, tmp_path: Path) -
     rules.write_text("- {name: a, kind: at_least, metric: grin, bound: 1}\n")
     with pytest.raises(ValueError, match="no metric 'grin'"):
         gate(registry.add(), rules=rules, **registry.where)
+
+
+def write_rules(folder: Path, text: str) -> Path:
+    path = folder / "rules.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_bound_from_above(registry, tmp_path: Path) -> None:
+    rules = write_rules(tmp_path, "- {name: long, kind: at_most, metric: rouge_l, bound: 0.5}\n")
+    assert gate(registry.add(), rules=rules, **registry.where).reasons == ["long: rouge_l 0.700 is above 0.5"]
+
+
+def test_a_model_that_is_too_large_is_refused(registry, tmp_path: Path) -> None:
+    rules = write_rules(tmp_path, "- {name: size, kind: size, gigabytes: 0.00001}\n")
+    result = gate(registry.add(), rules=rules, **registry.where)
+    assert not result.passed
+    assert "more than 1e-05" in result.reasons[0]
+
+
+def test_licences_are_those_of_the_tags(registry, tmp_path: Path) -> None:
+    rules = write_rules(tmp_path, "- {name: l, kind: licence, allowed: {licence: [apache-2.0, mit]}}\n")
+    version = registry.add()
+    result = gate(version, rules=rules, **registry.where)
+    assert result.reasons == ["l: tag licence is missing; it must be one of apache-2.0, mit"]
+    import mlflow
+
+    client = mlflow.MlflowClient(registry.where["tracking_uri"])
+    client.set_model_version_tag(registry.where["name"], str(version), "licence", "mit")
+    assert gate(version, rules=rules, **registry.where).passed
+
+
+def test_a_model_that_does_not_load_fails_its_trial(model_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from mu2llm.registry.probes import smoke
+
+    assert smoke(model_folder)[0]
+    broken = shutil.copytree(model_folder, tmp_path / "model")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    passed, _, reason = smoke(broken)
+    assert not passed
+    assert "does not draft a phantom" in reason
+
+
+def test_another_signature_is_refused(registry, database: str) -> None:
+    import mlflow
+    from mu2llm.registry.probes import signature
+
+    registry.add()
+    name = registry.where["name"]
+    assert signature(f"models:/{name}/1")[0]
+    with mlflow.start_run():
+        logged = mlflow.pyfunc.log_model(name="m", python_model=lambda model_input: model_input)
+    passed, _, reason = signature(logged.model_uri)
+    assert not passed
+    assert "signature" in reason or "takes" in reason

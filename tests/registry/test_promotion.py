@@ -1,6 +1,13 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
 import pytest
 
-from mu2llm.registry import gate, history, promote, resolve, rollback, show
+from mu2llm.registry import gate, history, promote, promotion, resolve, rollback, show
 
 
 @pytest.fixture
@@ -71,3 +78,80 @@ def test_history_tells_everything_in_order(registry, passed) -> None:
     rollback(by="bob", **registry.where)
     told = [(e["action"], e["version"], e["previous"], e["by"]) for e in history(**registry.where)]
     assert told == [("promote", 1, None, "ann"), ("promote", 2, 1, "ann"), ("rollback", 1, 2, "bob")]
+
+
+PROMOTE = """
+import json, sys
+from mu2llm.registry import promote
+from mu2llm.registry.promotion import UnderWay
+uri, name, version = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    print(json.dumps(promote(version, tracking_uri=uri, name=name, by=version)))
+except UnderWay as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.slow
+def test_of_promotions_at_once_one_wins_at_a_time_and_the_others_are_told(registry, passed) -> None:
+    passed(3)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTE, *registry.where.values(), str(version)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for version in (1, 2, 3)
+    ]
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    events = [event for event in told if isinstance(event, dict)]
+    assert events and all("promotion" in text for text in told if isinstance(text, str))
+    past = history(**registry.where)
+    assert sorted(e["version"] for e in past) == sorted(e["version"] for e in events)
+    # Each found what the one before it had left.
+    assert [e["previous"] for e in past] == [None, *(e["version"] for e in past[:-1])]
+    assert resolve("champion", **registry.where) == past[-1]["version"]
+
+
+KILLED = """
+import os, signal, sys
+import mlflow
+from mu2llm.registry import promote
+uri, name, version, where = sys.argv[1:]
+setattr(mlflow.MlflowClient, where, lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))
+promote(version, tracking_uri=uri, name=name, by="killed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where", ["set_registered_model_alias", "set_registered_model_tag", "delete_registered_model"]
+)
+def test_what_a_killed_promotion_began_the_next_call_ends(
+    registry, passed, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    passed(3)
+    promote(1, by="ann", **registry.where)
+    command = [sys.executable, "-c", KILLED, *registry.where.values(), "2", where]
+    assert subprocess.run(command, env=os.environ, timeout=120).returncode == -signal.SIGKILL
+    if (
+        where != "delete_registered_model"
+    ):  # the event is not whole: a caller that may still live is respected
+        with pytest.raises(promotion.UnderWay):
+            promote(3, by="bob", **registry.where)
+    monkeypatch.setattr(promotion, "ABANDONED", timedelta(0))
+    promote(3, by="bob", **registry.where)
+    told = [(e["version"], e["previous"], e["by"]) for e in history(**registry.where)]
+    assert told == [(1, None, "ann"), (2, 1, "killed"), (3, 2, "bob")]
+    assert resolve("champion", **registry.where) == 3
+    assert rollback(**registry.where)["version"] == 2
+    assert rollback(**registry.where)["version"] == 1

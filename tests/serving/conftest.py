@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mu2llm.serving.export import Limits
 from mu2llm.serving.server import Server
 
+LIMITS = Limits(max_queue=2, max_batch=1, max_volume_bytes=250_000_000)
 TEXTS = ["The lungs are clear. There is a small pleural effusion on the left.", "The heart is large."]
 
 
@@ -69,7 +71,7 @@ def endpoint(
 ) -> Iterator[tuple[Server, Path]]:
     """A running server and its state folder. VOLUME_URI may point into the CT's folder."""
     from mu2llm.serving import server
-    from mu2llm.serving.export import Limits, export_triton
+    from mu2llm.serving.export import export_triton
 
     folder = tmp_path_factory.mktemp("triton")
     export_triton(
@@ -77,7 +79,7 @@ def endpoint(
         folder / "repository",
         version=3,
         manifest={"run_id": "r"},
-        limits=Limits(max_queue=2, max_batch=1),
+        limits=LIMITS,
     )
     grpc, http, metrics = free_ports(3)
     running = server.start(

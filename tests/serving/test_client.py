@@ -31,6 +31,29 @@ def test_a_source_that_is_not_there_or_empty_is_told(tmp_path: Path) -> None:
         report(tmp_path)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "127.0.0.1", "https://host/x:1", ""])
+def test_an_address_that_is_none_of_grpc_is_told(url: str) -> None:
+    with pytest.raises(ValueError, match=r"give host:port, such as 127\.0\.0\.1:8001"):
+        report(b"x", url=url)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--format", "dicom-sr"), "--out FILE"),
+        (("--saliency", "out.png"), ".nii.gz"),
+        (("--url", "http://127.0.0.1:8000"), "host:port"),
+    ],
+)
+def test_the_command_tells_what_it_needs(
+    options: tuple[str, str], message: str, nifti: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mu2llm.cli import main
+
+    assert main(["report", str(nifti), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there_is_told() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -86,6 +86,7 @@ def test_stop_does_not_touch_a_stranger_with_the_same_pid(tmp_path: Path) -> Non
             "repository": "",
             "version": 1,
             "log": "",
+            "key": "",
         }
         (tmp_path / "server.json").write_text(json.dumps(state))
         assert server.status(tmp_path) is None

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from mu2llm.data.frames import FrameCache
@@ -47,6 +48,31 @@ def test_samples_take_their_studies_split_and_batches_their_frames(hospital):
         .max()
         == 0
     )
+
+
+def test_training_never_mirrors_a_volume(hospital):
+    """Reports speak of left and right: what is read, epoch for epoch, is the volume as it lies."""
+    from mu2llm.data.records import Preference, read_jsonl
+    from mu2llm.model import Mu2Processor
+    from mu2llm.training.dpo import _pair, collate_pairs
+    from mu2llm.training.vision import LabelDataset
+    from mu2llm.volume import prepare_frames
+
+    studies = list(read_studies(hospital.studies).values())
+    processor = Mu2Processor.from_pretrained(hospital.model)
+    frames = FrameCache([s.volume for s in studies], processor, hospital.root / "frames")
+    samples = read_samples(hospital.samples, read_studies(hospital.studies))["train"]
+    seen = LabelDataset(studies, [], {study.study_id: set() for study in studies}, frames)
+    sft = SampleDataset(samples, frames)
+    pair = next(read_jsonl(hospital.preferences, Preference))
+    rows = [_pair(pair, read_studies(hospital.studies), processor)]
+    assert studies[0].volume == samples[0].volume == pair.volume
+    expected = prepare_frames(pair.volume, **processor.preparation)
+    assert np.abs(expected - expected[..., ::-1]).max() > 0.3, "its sides differ"
+    for _ in range(30):
+        np.testing.assert_allclose(seen[0]["frames"], expected, atol=1e-5)
+        for batch in (collate_samples(processor)([sft[0]]), collate_pairs(processor, frames)(rows)):
+            np.testing.assert_allclose(batch["pixel_values"][0], expected, atol=1e-5)
 
 
 def test_a_sample_that_is_too_long_is_named(hospital):

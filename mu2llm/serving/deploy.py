@@ -1,0 +1,162 @@
+"""A new version under a running server: tried alone, switched to, asked, switched back from when it fails.
+
+The server loads the new version beside the old one and lets the old one go when its drafts are whole: no
+request fails, and at no time is a version served that is not whole. For that moment both stand in memory.
+"""
+
+import contextlib
+import fcntl
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mu2llm.serving import server, wire
+from mu2llm.serving.export import MODEL, limits_of, served_version, switch, verify
+from mu2llm.serving.server import Server, ServerError
+
+SMOKE_TOKENS = 8
+
+
+class DeployError(RuntimeError):
+    """The version was not deployed; the message says what is served."""
+
+
+def deploy(
+    repository: str | Path,
+    version: int,
+    *,
+    state_dir: str | Path,
+    volume_roots: Sequence[str] = (),
+    **ports: int,
+) -> Server:
+    """Has a placed version served, by the server of `state_dir` or one that is started; returns the server.
+
+    Args:
+        repository: with the entry, as `place` made it.
+        version: the entry's number.
+        state_dir, volume_roots, ports: as of `server.start`. A running server keeps its own where none are
+            given, and is replaced where others are.
+
+    Raises `DeployError` when the version fails: then the version before it is served as it was. Of two calls
+    at a time the second is told.
+    """
+    repository = Path(repository)
+    with _alone(repository):
+        entry = repository / MODEL / str(version)
+        verify(entry)
+        try:
+            smoke(entry / "model")
+        except RuntimeError as error:
+            raise DeployError(
+                f"version {version} fails its trial, and was not switched to: {error}"
+            ) from error
+        running = server.status(state_dir)
+        before = running.version if running else _served(repository)
+        try:
+            return _serve(repository, version, running, state_dir, volume_roots, ports)
+        except (ServerError, OSError, ValueError) as error:
+            if before is None:
+                raise DeployError(f"version {version} could not be served: {error}") from error
+            if before != version:
+                _serve(repository, before, server.status(state_dir), state_dir, volume_roots, ports)
+            raise DeployError(
+                f"version {version} could not be served, version {before} is again: {error}"
+            ) from error
+
+
+def _serve(
+    repository: Path,
+    version: int,
+    running: Server | None,
+    state_dir: str | Path,
+    volume_roots: Sequence[str],
+    ports: dict[str, int],
+) -> Server:
+    switch(repository, version, limits_of(repository))
+    stays = running and Path(running.repository) == repository.resolve() and not volume_roots
+    if running and stays and all(getattr(running, name) == port for name, port in ports.items()):
+        running = server.reload(state_dir)
+    else:
+        server.stop(state_dir)
+        running = server.start(repository, state_dir=state_dir, volume_roots=volume_roots, **ports)
+    ask(running)
+    return running
+
+
+def ask(running: Server) -> None:
+    """A draft of a phantom, as any client gets it; `ServerError` when another version answers."""
+    from mu2llm.serving.client import report
+
+    draft = report(phantom(), url=running.url, max_tokens=SMOKE_TOKENS, retries=3)
+    for _ in draft:
+        pass
+    if draft.model_version != str(running.version):
+        raise ServerError(f"version {draft.model_version} answered in place of {running.version}")
+
+
+def smoke(model: str | Path) -> None:
+    """Has a model folder draft a phantom, in a worker of its own; `RuntimeError` with the reason."""
+    ours, theirs = socket.socketpair()
+    # fmt: off
+    command = [
+        sys.executable, "-P", "-m", "mu2llm.serving.worker", "--model", str(model), "--version", "smoke",
+        "--max-queue", "1", "--max-batch", "1", "--max-tokens", str(SMOKE_TOKENS),
+        "--fd", str(theirs.fileno()),
+    ]
+    # fmt: on
+    with ours, theirs:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True)
+        theirs.close()
+        stream = ours.makefile("rb")
+        try:
+            if wire.receive(stream) is None:
+                said = process.communicate()[1].strip() or "the model's process ended without a word"
+                print(said, file=sys.stderr)
+                raise RuntimeError(said.splitlines()[-1])
+            header = {"id": 1, "type": "ask", "volume": True, "values": {"MAX_TOKENS": SMOKE_TOKENS}}
+            wire.send(ours, header, phantom())
+            while (message := wire.receive(stream)) is not None and message[0]["type"] == "piece":
+                pass
+            if message is None or message[0]["type"] == "fail":
+                raise RuntimeError(message[0]["message"] if message else "the model's process ended")
+            wire.send(ours, {"type": "goodbye"})
+        finally:
+            process.terminate()
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
+
+
+def phantom() -> bytes:
+    """A CT that no patient stands behind, as the bytes of a NIfTI file."""
+    import nibabel
+    import numpy as np
+
+    from mu2llm.volume.phantom import PRESETS, Findings, render
+
+    volume = render(Findings(), PRESETS["demo"], np.random.default_rng(0))
+    return nibabel.Nifti1Image(volume.array.astype(np.int16), volume.affine).to_bytes()
+
+
+def _served(repository: Path) -> int | None:
+    try:
+        return served_version(repository)
+    except FileNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def _alone(repository: Path) -> Iterator[None]:
+    """Holds the repository's lock, which the system lets go of whatever becomes of this process."""
+    folder = repository / MODEL
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".deploying").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DeployError(
+                f"another deployment to {repository} is under way: wait until it has ended"
+            ) from None
+        yield
