@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.mu2-ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test test-fast check manifests manifests-lint images clean
+.PHONY: setup demo test test-fast test-containers check manifests manifests-lint images clean
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mu2llm/__init__.py)
 IMAGES := base train triton
@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt torch==2.13.0
 	@$(BIN)/python -c 'import torch; print(torch.__version__)' > $(VENV)/.torch-version
 	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-build-isolation deepspeed
-	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[train,platform,client,dev]'
+	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt -e '.[train,platform,client,server,dev]'
 	@test "$$($(BIN)/python -c 'import torch; print(torch.__version__)')" = "$$(cat $(VENV)/.torch-version)" \
 		|| { echo "mu2: error: a package replaced torch $$(cat $(VENV)/.torch-version): see pip's output above" >&2; exit 2; }
 	$(BIN)/python -m mu2llm.serving.triton_binary
@@ -47,7 +47,12 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow' -n auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not long' -n auto --dist loadfile
+
+# Builds the images on Debian bases and runs the pipeline in them. Needs a Docker engine, or root and docker.io
+# with debootstrap; the images stay in build/containers.
+test-containers: setup
+	MU2_TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/containers --durations=10
 
 check: setup
 	$(BIN)/ruff format --check .

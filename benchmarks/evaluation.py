@@ -3,14 +3,17 @@
     python -m benchmarks.evaluation                                       # a small random model, phantoms
     python -m benchmarks.evaluation --model DIR --studies studies.jsonl   # a model and studies of your own
 
-Both ways of drafting are `mu2llm.evaluation.drafts.draft`, greedy, with prepared frames at hand, each volume
-encoded once; they differ in the batch alone. A minute on two cores.
+Drafting is greedy, with prepared frames at hand, each volume encoded once: `mu2llm.evaluation.drafts.draft`
+in a batch, the same with a batch of one, and transformers' `generate` with one volume after the other. A
+minute on two cores.
 """
 
 import argparse
 import csv
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +43,7 @@ def main() -> None:
         studies = list(read_jsonl(args.studies, Study)) if args.studies else phantoms(Path(folder), count)
         rows = [judge_speed(studies)]
         loaded = load(args.model) if args.model else small_model(studies)
-        rows.append(drafting_speed(loaded, studies[:count], args, Path(folder)))
+        rows += drafting_speed(loaded, studies[:count], args, Path(folder))
     print("\n" + table(rows, ("figure", "ours", "other", "ratio", "asked for")))
 
 
@@ -91,24 +94,40 @@ def judge_speed(studies: list[Study], pairs: int = 2000) -> tuple[str, ...]:
 
 def drafting_speed(
     loaded: LoadedModel, studies: list[Study], args: argparse.Namespace, folder: Path
-) -> tuple[str, ...]:
+) -> list[tuple[str, ...]]:
     if len(studies) < args.batch_size:
         raise SystemExit(f"{len(studies)} studies make no batch of {args.batch_size}: give more")
     cache = FrameCache([study.volume for study in studies], loaded.processor, folder)
 
-    def run(batch_size: int) -> float:
+    def ours(batch_size: int) -> object:
+        return draft(loaded, studies, batch_size=batch_size, max_new_tokens=args.max_new_tokens, cache=cache)
+
+    def theirs() -> None:
+        """transformers' `generate`, one volume after the other."""
+        for study in studies:
+            inputs = loaded.processor([cache[study.volume]], [REPORT_QUESTION])
+            with torch.inference_mode():
+                ids = loaded.model.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False)
+            loaded.processor.decode(ids[0, inputs["input_ids"].shape[1] :])
+
+    def speed(run: Callable[[], object]) -> float:
         began = time.perf_counter()
-        draft(loaded, studies, batch_size=batch_size, max_new_tokens=args.max_new_tokens, cache=cache)
+        run()
         return len(studies) / (time.perf_counter() - began)
 
-    # In turns, and the best of each: what else runs on the machine then slows neither side alone.
-    run(args.batch_size)
-    turns = [(run(args.batch_size), run(1)) for _ in range(args.turns)]
-    batched, single = (max(speeds) for speeds in zip(*turns, strict=True))
-    name = f"drafting, batch {args.batch_size} / one by one"
-    row = (name, f"{batched:.3g} studies/s", f"{single:.3g} studies/s", f"{batched / single:.2f}", "≥ 4")
-    print(f"{name}: {' | '.join(row[1:])}", flush=True)
-    return row
+    # In turns, and the best of each: what else runs on the machine then slows no side alone.
+    ours(args.batch_size)
+    ways: tuple[Callable[[], object], ...] = (partial(ours, args.batch_size), partial(ours, 1), theirs)
+    turns = [[speed(way) for way in ways] for _ in range(args.turns)]
+    batched, alone, generated = (max(speeds) for speeds in zip(*turns, strict=True))
+    rows = []
+    for name, single, asked in (("generate", generated, "≥ 4"), ("draft", alone, "–")):
+        row = f"draft, batch {args.batch_size} / {name}, one by one"
+        rows.append(
+            (row, f"{batched:.3g} studies/s", f"{single:.3g} studies/s", f"{batched / single:.2f}", asked)
+        )
+        print(" | ".join(rows[-1]), flush=True)
+    return rows
 
 
 if __name__ == "__main__":

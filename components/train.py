@@ -87,4 +87,5 @@ def draw_pairs(
     Path(pairs.path).mkdir(parents=True, exist_ok=True)
     for name in ("preferences.jsonl", "preferences.json"):
         shutil.copyfile(folder / name, Path(pairs.path) / name)
+    pairs.metadata["pairs"] = summary["pairs"]
     log_metrics(metrics, summary)

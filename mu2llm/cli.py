@@ -7,6 +7,7 @@ wrong ends with one line and status 1. `--debug` shows the traceback of both.
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from mu2llm import NOTICE, __version__
@@ -72,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def line(error: Exception) -> str:
     """One line about an error: the file first where the system complains, the type where it is our fault."""
+    if isinstance(error, FileExistsError) and error.filename and Path(error.filename).is_file():
+        return f"{error.filename} is a file where a folder is wanted: name another place"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split()) or type(error).__name__

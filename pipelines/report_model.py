@@ -131,6 +131,9 @@ def build(cluster: ClusterSettings) -> Callable:
 
         light = (read, written, registered, gated, promoted, deployed, refused)
         training, drafting = (seeing, tuned, preferring), (ranked, evaluated_sft, evaluated)
+        for image, tasks in ((cluster.base_image, light), (cluster.train_image, training + drafting)):
+            for task in tasks if image else ():
+                task.set_container_image(image)
         for task in light + (training if cluster.job() else ()):
             task.set_cpu_limit(cluster.cpu).set_memory_limit(cluster.memory)
         for task in drafting + (() if cluster.job() else training):
@@ -148,6 +151,15 @@ def build(cluster: ClusterSettings) -> Callable:
                 kubernetes.use_secret_as_env(
                     task, secret_name=cluster.storage_secret, secret_key_to_env={key: key for key in keys}
                 )
+
+        if cluster.hospital_secret:
+            names = ("MU2_DEID_KEY", "MU2_DICOMWEB_TOKEN", "MU2_DICOMWEB_USER", "MU2_DICOMWEB_PASSWORD")
+            kubernetes.use_secret_as_env(
+                read,
+                secret_name=cluster.hospital_secret,
+                secret_key_to_env={name: name for name in names},
+                optional=True,  # a folder needs no access to a server
+            )
 
         return Outputs(
             studies=studies,

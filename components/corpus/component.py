@@ -26,4 +26,5 @@ def corpus(
 
     with step():
         summary = build_corpus(f"{studies.path}/studies.jsonl", samples.path, **options(settings))
+        samples.metadata.update({"samples": summary["samples"], "llm": settings.get("llm", "rules")})
         log_metrics(metrics, summary)

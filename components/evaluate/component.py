@@ -42,4 +42,5 @@ def evaluate(
             paired = compare(baseline.path, evaluation.path)
             write(f"{evaluation.path}/comparison.json", json.dumps(paired, indent=1))
         write(report.path, (Path(evaluation.path) / "report.html").read_text(encoding="utf-8"))
+        evaluation.metadata.update({"studies": numbers["studies"], "judge": numbers["judge"]})
         log_metrics(metrics, numbers)

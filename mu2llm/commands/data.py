@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 # The names of mu2llm.data.ingest.READERS, and dicom; they are not imported here: help is instant.
@@ -40,10 +41,13 @@ def add(commands: Any) -> None:
     ingest.add_argument("--reports", help="table of the reports (dicom from a DICOMweb server)")
     ingest.add_argument("--count", type=int, help="how many phantoms to make first (dataset phantom)")
     ingest.add_argument("--preset", choices=("demo", "full"), help="of the phantoms (dataset phantom)")
+    ingest.add_argument(
+        "--allow-gaps", action="store_true", help="fill in missing slices of DICOM series by interpolation"
+    )
     ingest.set_defaults(run=run_ingest)
 
     prepare = data.add_parser("prepare", help="make the frames that a model reads, once, with all cores")
-    prepare.add_argument("studies", help="studies.jsonl, or the folder that data ingest wrote")
+    prepare.add_argument("studies", help="studies.jsonl, or the folder that data ingest wrote (or s3://)")
     prepare.add_argument("--model", help="folder of the model to train: its processor says how")
     prepare.add_argument("--mode", choices=("hu", "published"), help="without --model (docs/data.md: modes)")
     for name, value, what in SIZES:
@@ -67,20 +71,44 @@ def add(commands: Any) -> None:
     phantom.set_defaults(run=run_phantom)
 
     corpus = commands.add_parser("corpus", help="reports → questions, answers and cited narratives")
-    build = corpus.add_subparsers(metavar="VERB", required=True).add_parser("build", help="the five stages")
-    build.add_argument("--studies", required=True, help="studies.jsonl")
-    build.add_argument("--out", required=True, help="folder for samples.jsonl, drops.jsonl, corpus.json")
-    build.add_argument(
-        "--llm", default="rules", help="rules (no network), or an endpoint: http://host:8000/v1"
-    )
-    build.add_argument("--model", default="", help="the model that the endpoint serves (key: MU2_LLM_KEY)")
+    verbs = corpus.add_subparsers(metavar="VERB", required=True)
+    build = verbs.add_parser("build", help="the five stages")
+    rewrite = verbs.add_parser("rewrite", help="reports in other words that keep every finding")
+    translate = verbs.add_parser("translate", help="reports in another language, sentence by sentence")
+    for verb in (build, rewrite, translate):
+        _add_asking(verb)
+    rewrite.add_argument("--count", type=int, default=3, help="versions of each report (default: 3)")
+    rewrite.set_defaults(run=run_rewrite)
+    translate.add_argument("--language", default="zh", help="to translate into (default: zh)")
+    translate.set_defaults(run=run_translate)
     build.add_argument(
         "--judge-llm", default="", help="another endpoint for the judge (key: MU2_JUDGE_LLM_KEY)"
     )
     build.add_argument("--judge-model", default="", help="the judge's model (default: the writer's)")
-    build.add_argument("--concurrency", type=int, default=16, help="requests at once (default: 16)")
-    build.add_argument("--timeout", type=float, default=300.0, help="seconds until an answer is late (300)")
+    build.add_argument(
+        "--stages",
+        default="",
+        help="run only these, which follow one another: questions,answers,screen,refine,narrative",
+    )
+    build.add_argument("--languages", default="en", help="of the samples: en, or en,zh with an endpoint")
+    build.add_argument(
+        "--most-alike", type=int, default=5000, help="of the same question and answer, keep so many (0: all)"
+    )
     build.set_defaults(run=run_corpus)
+
+
+def _add_asking(verb: argparse.ArgumentParser) -> None:
+    """What each verb of the corpus reads, writes and asks."""
+    verb.add_argument("--studies", required=True, help="studies.jsonl, or s3://bucket/key")
+    verb.add_argument(
+        "--out", required=True, help="folder for samples.jsonl, drops.jsonl, corpus.json; or s3://"
+    )
+    verb.add_argument(
+        "--llm", default="rules", help="rules (no network), or an endpoint: http://host:8000/v1"
+    )
+    verb.add_argument("--model", default="", help="the model that the endpoint serves (key: MU2_LLM_KEY)")
+    verb.add_argument("--concurrency", type=int, default=16, help="requests at once (default: 16)")
+    verb.add_argument("--timeout", type=float, default=300.0, help="seconds until an answer is late (300)")
 
 
 def run_ingest(args: argparse.Namespace) -> None:
@@ -98,12 +126,14 @@ def run_ingest(args: argparse.Namespace) -> None:
         scrub=None if args.scrub is None else args.scrub == "on",
         key_file=args.key_file,
         reports=args.reports,
+        allow_gaps=args.allow_gaps,
         **phantom,
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))
 
 
 def run_prepare(args: argparse.Namespace) -> int:
+    from mu2llm import storage
     from mu2llm.data.prepare import prepare_dataset
     from mu2llm.data.records import Study, read_jsonl
 
@@ -116,11 +146,14 @@ def run_prepare(args: argparse.Namespace) -> int:
         preparation = Mu2Processor.from_pretrained(args.model).preparation
     else:
         preparation = {"mode": args.mode} | {name: value for name, value, _ in SIZES} | given
-    studies = Path(args.studies)
-    studies = studies / "studies.jsonl" if studies.is_dir() else studies
-    out = Path(args.out) if args.out else studies.parent / "frames"
-    summary = prepare_dataset(list(read_jsonl(studies, Study)), preparation, out, workers=args.workers)
-    print(json.dumps(summary, indent=1))
+    name = args.studies if args.studies.endswith(".jsonl") else f"{args.studies.rstrip('/')}/studies.jsonl"
+    if storage.is_remote(name) and not args.out:
+        raise ValueError("data prepare: give --out, a local folder for the frames of studies in the store")
+    out = Path(args.out) if args.out else Path(name).parent / "frames"
+    with TemporaryDirectory() as folder:
+        studies = list(read_jsonl(storage.fetch(name, folder), Study))
+    summary = prepare_dataset(studies, preparation, out, workers=args.workers)
+    print(json.dumps({name: value for name, value in summary.items() if name != "preparation"}, indent=1))
     return 1 if summary["rejects"] else 0
 
 
@@ -143,11 +176,34 @@ def run_corpus(args: argparse.Namespace) -> None:
     summary = build_corpus(
         args.studies,
         args.out,
-        llm=args.llm,
-        model=args.model,
         judge_llm=args.judge_llm,
         judge_model=args.judge_model,
-        concurrency=args.concurrency,
-        asking={"timeout": args.timeout},
+        stages=args.stages,
+        languages=args.languages,
+        most_alike=args.most_alike,
+        **_asking(args),
     )
     print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def run_rewrite(args: argparse.Namespace) -> None:
+    from mu2llm.corpus.jobs import rewrite_reports
+
+    summary = rewrite_reports(args.studies, args.out, args.count, **_asking(args))
+    print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def run_translate(args: argparse.Namespace) -> None:
+    from mu2llm.corpus.jobs import translate_reports
+
+    summary = translate_reports(args.studies, args.out, args.language, **_asking(args))
+    print(json.dumps(summary, indent=1, ensure_ascii=False))
+
+
+def _asking(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "llm": args.llm,
+        "model": args.model,
+        "concurrency": args.concurrency,
+        "asking": {"timeout": args.timeout},
+    }

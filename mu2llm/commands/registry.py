@@ -1,6 +1,7 @@
 """`mu2 register`, `registry`, `export`, `deploy`: versions, gate, promotion, roll back, and into service."""
 
 import argparse
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def add(commands: Any) -> None:
         _shared(verb, run)
     _shared(verbs.add_parser("history", help="every promotion and rollback, oldest first"), run_history)
     _shared(verbs.add_parser("rollback", help="the champion before this one becomes it again"), run_rollback)
+
+    saved = verbs.add_parser("backup", help="copy the server's database and artifacts")
+    saved.add_argument("folder", type=Path, help="of all backups")
+    saved.add_argument("--keep", type=int, default=14, help="states of the database that stay (default: 14)")
+    saved.set_defaults(run=run_backup)
+    restored = verbs.add_parser("restore", help="put a backup where nothing is")
+    restored.add_argument("record", type=Path, help="the backup's <time>.json")
+    restored.add_argument("--artifacts-only", action="store_true", help="where pg_restore is run apart")
+    restored.set_defaults(run=run_restore)
+    for verb in (saved, restored):
+        verb.add_argument("--database", help="MLflow's backend store (default: MLFLOW_BACKEND_STORE_URI)")
+        verb.add_argument("--artifacts", required=True, help="MLflow's artifacts, a folder or s3:// address")
 
     export = commands.add_parser("export", help="a version for another system").add_subparsers(
         metavar="VERB", required=True
@@ -142,6 +155,29 @@ def run_rollback(args: argparse.Namespace) -> None:
 
 def _told(event: dict[str, Any]) -> None:
     print(f"champion: version {event['version']} (before: {event['previous'] or 'none'}), by {event['by']}")
+
+
+def run_backup(args: argparse.Namespace) -> None:
+    from mu2llm.registry.backup import backup
+
+    record = backup(_database(args), args.artifacts, args.folder, keep=args.keep)
+    size = sum(it["size"] for it in record["artifacts"].values()) / 1e9
+    print(f"{args.folder}/{record['time']}.json: {len(record['artifacts'])} artifacts, {size:.3f} GB")
+
+
+def run_restore(args: argparse.Namespace) -> None:
+    from mu2llm.registry.backup import restore
+
+    count = restore(args.record, None if args.artifacts_only else _database(args), args.artifacts)
+    print(f"{'' if args.artifacts_only else 'the database and '}{count} artifacts are restored")
+
+
+def _database(args: argparse.Namespace) -> str:
+    """The backend store; its address may hold a password, so the environment is a better place than words."""
+    given = args.database or os.environ.get("MLFLOW_BACKEND_STORE_URI")
+    if not given:
+        raise ValueError("--database is missing: MLflow's backend store, sqlite:///… or postgresql://…")
+    return given
 
 
 def run_export(args: argparse.Namespace) -> None:

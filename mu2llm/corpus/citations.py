@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mu2llm.corpus import support
+from mu2llm.corpus.translation import rendering_faults
 from mu2llm.text.sentences import split
 
 _MARK = re.compile(r"\s*\[(S\d+(?:\s*,\s*S\d+)*)\]")
@@ -92,13 +93,18 @@ def verify(sample: dict[str, Any]) -> list[str]:
     if _HASHED.fullmatch(given) and given != sample_id(sample):
         found.append("sample_id is not the hash of the content")
     texts = source_texts(evidence)
-    if sample.get("task") == "report":
+    claims = [claim for part in PARTS for claim in _claims(sample, part)]
+    language = (sample.get("provenance") or {}).get("language", "en")
+    if language != "en":
+        return found + _translation_faults(sample, claims, texts, language)
+    if (sample.get("provenance") or {}).get("stage") == "rewrite":
+        found += kept_faults(claims, texts)
+    elif sample.get("task") == "report":
         quotes = {_flat(str(item.get("text", ""))) for item in evidence}
         answer = split(sample.get("answer", ""))
         found += [
             f"{s.id} of the report is not in the evidence" for s in answer if _flat(s.text) not in quotes
         ]
-    claims = [claim for part in PARTS for claim in _claims(sample, part)]
     if not any(claim.part == "answer" for claim in claims):
         found.append("the answer is empty")
     recorded = [c for c in sample.get("citations") or [] if isinstance(c.get("sentence"), str)]
@@ -109,6 +115,24 @@ def verify(sample: dict[str, Any]) -> list[str]:
     for number, claim in enumerate(claims, 1):
         found += [f"{claim.part}, sentence {number}: {fault}" for fault in claim_faults(claim, texts)]
     return found + _polarity_of_answer(claims)
+
+
+def _translation_faults(
+    sample: dict[str, Any], claims: list[Claim], texts: dict[str, str], language: str
+) -> list[str]:
+    """Each sentence must be recorded with an original that the evidence bears out, and say the same."""
+    found = [] if claims else ["the answer is empty"]
+    records = {(c.get("part", "answer"), _flat(str(c["sentence"]))): c for c in sample.get("citations") or []}
+    for number, claim in enumerate(claims, 1):
+        original = records.get((claim.part, _flat(claim.text)), {}).get("original", "")
+        faults = ["it has no original"] if not original else []
+        faults = faults or claim_faults(Claim(claim.part, original, claim.ids), texts)
+        faults = faults or rendering_faults(original, claim.text, language)
+        found += [f"{claim.part}, sentence {number}: {fault}" for fault in faults]
+    unknown = set(records) - {(claim.part, _flat(claim.text)) for claim in claims}
+    return found + [
+        f"a citation is recorded for a sentence that is not there: {u[1]!r}" for u in sorted(unknown)
+    ]
 
 
 def source_texts(evidence: Iterable[dict[str, Any]]) -> dict[str, str]:
@@ -132,6 +156,18 @@ def claim_faults(claim: Claim, texts: dict[str, str]) -> list[str]:
     cited = tuple(texts[one] for one in claim.ids)
     idle = [one for one in claim.ids if not support.bears_on(claim.text, texts[one])]
     return [*support.faults(claim.text, cited), *(f"{one} does not bear on the claim" for one in idle)]
+
+
+def kept_faults(claims: Sequence[Claim], texts: dict[str, str]) -> list[str]:
+    """What a rewritten report loses: sentences that nothing cites, or that what cites them does not say."""
+    found = []
+    for name, text in texts.items():
+        citing = tuple(claim.text for claim in claims if name in claim.ids)
+        if not citing:
+            found.append(f"{name} is left out")
+        else:
+            found += [f"of {name} is lost: {fault}" for fault in support.faults(text, citing)]
+    return found
 
 
 @dataclass

@@ -3,29 +3,38 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from mu2llm.corpus.answers import Draft
-from mu2llm.corpus.citations import without_marks
+from mu2llm.corpus.citations import claim_faults, kept_faults, read_claims, without_marks
 from mu2llm.corpus.evidence import Evidence
 from mu2llm.corpus.language import is_english_prose
 from mu2llm.corpus.narrative import compose, in_anatomical_order, no_follow_up
-from mu2llm.corpus.prompts import Prompt, load_prompts, numbered
+from mu2llm.corpus.prompts import NAMES, Prompt, load_prompts, numbered
+from mu2llm.corpus.providers import STAGES
 from mu2llm.corpus.questions import Question
+from mu2llm.corpus.rewriting import composed
+from mu2llm.corpus.translation import LANGUAGES, rendering_faults
 from mu2llm.llm.client import Answers, Asking, Client, Unanswered, endpoint_url
 
 _TASKS = {
     "vqa": ("questions", "answer", "judge", "refine"),
     "narrative": ("questions", "answer", "judge", "refine", "narrative"),  # it is told what was answered
+    "translation": ("translate",),
+    "rewrite": ("rewrite",),
 }
 _SECTIONS = ("findings", "impression", "follow_up")
 _STRAY_MARK = re.compile(r"\[\s*S?\d+[^\]]*\]")
 
 
 class Endpoint:
-    """`writer` writes, `judge` judges what it wrote; `rules` tells how the report samples are made."""
+    """`writer` writes, `judge` judges what it wrote; `rules` tells how the report samples are made.
 
-    def __init__(self, writer: Client, judge: Client, rules: dict[str, str]):
+    `tasks` are those of the run, for `describe`: narrative (the five stages), translation, rewrite."""
+
+    def __init__(self, writer: Client, judge: Client, rules: dict[str, str], tasks: Sequence[str]):
+        self._used = {name for task in tasks for name in _TASKS[task]}
         self._writer, self._judge, self._rules = writer, judge, rules
         self._prompts = load_prompts()
 
@@ -35,9 +44,21 @@ class Endpoint:
             "provider": "endpoint",
             "model": self._writer.model,
             "judge": self._judge.model,
-            "prompts": {name: prompt.version for name, prompt in self._prompts.items()},
+            "prompts": {name: prompt.version for name, prompt in self._prompts.items() if name in self._used},
             "asking": self._writer.asking.content(),
         }
+
+    def versions(self) -> dict[str, Any]:
+        told = {}
+        for stage, name in zip((*STAGES, "rewrite"), NAMES, strict=True):
+            asked = self._judge if name == "judge" else self._writer
+            told[stage] = {
+                "rules": self._rules,
+                "model": asked.model,
+                "prompt": self._prompts[name].version,
+                "asking": asked.asking.content(),
+            }
+        return told
 
     def provenance(self, task: str) -> dict[str, str]:
         if task == "report":
@@ -117,6 +138,38 @@ class Endpoint:
                 raise Unanswered(f"citation: no sentence of {name} is borne out by what it cites")
         return text, left_out
 
+    def rewrite(self, evidence: Evidence, number: int) -> dict[str, list[str]]:
+        prompt = self._prompts["rewrite"]
+        concluding = "".join(f"[{sentence.id}]" for sentence in evidence.impression) or "none"
+
+        def check(value: dict[str, list[str]]) -> str:
+            text = composed(_marked_lines(value))
+            claims = read_claims("answer", text)
+            faults = [fault for claim in claims for fault in claim_faults(claim, evidence.texts)]
+            faults = faults or kept_faults(claims, evidence.texts)
+            return _faults(text) or (f"citation: {faults[0]}" if faults else "")
+
+        messages = prompt.messages(report=numbered(evidence), concluding=concluding, number=number)
+        return _marked_lines(self._writer.complete(messages, prompt.schema, check))
+
+    def translate(self, sentences: list[str], language: str) -> list[str]:
+        prompt = self._prompts["translate"]
+        flat = [_flat(sentence) for sentence in sentences]
+
+        def check(value: dict[str, list[str]]) -> str:
+            said = value["sentences"]
+            if len(said) != len(flat):
+                return f"translation: {len(flat)} sentences have become {len(said)}"
+            for number, pair in enumerate(zip(flat, said, strict=True), 1):
+                faults = rendering_faults(*pair, language)
+                if faults:
+                    return f"translation: in sentence {number}, {faults[0]}"
+            return ""
+
+        messages = prompt.messages(sentences=flat, language=LANGUAGES[language])
+        value = self._writer.complete(messages, prompt.schema, check)
+        return [_flat(sentence) for sentence in value["sentences"]]
+
 
 def connect(
     url: str,
@@ -175,6 +228,10 @@ def _faults(*texts: str) -> str:
 
 def _language(text: str) -> str:
     return "" if is_english_prose(without_marks(text)) else "language: the answer is not English"
+
+
+def _marked_lines(value: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {name: [_stopped(_flat(line)) for line in value[name]] for name in ("findings", "impression")}
 
 
 def _stopped(line: str) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from mu2llm.corpus.evidence import Evidence
 
-NAMES = ("questions", "answer", "judge", "refine", "narrative")
+NAMES = ("questions", "answer", "judge", "refine", "narrative", "translate", "rewrite")
 FOLDER = Path(__file__).parent / "prompts"
 
 
@@ -32,7 +32,7 @@ class Prompt:
         """The chat messages that ask for one answer."""
         schema = json.dumps(self.schema)
         return [
-            {"role": "system", "content": self.system.render(schema=schema).strip()},
+            {"role": "system", "content": self.system.render(schema=schema, **values).strip()},
             {"role": "user", "content": self.user.render(**values).strip()},
         ]
 

@@ -1,13 +1,16 @@
 """Who does the work of the stages: the interface of a provider, and the one that needs no model."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from mu2llm.corpus import narrative
 from mu2llm.corpus.answers import Draft, answer
 from mu2llm.corpus.evidence import Evidence
 from mu2llm.corpus.questions import Question
 from mu2llm.corpus.refine import refine
+from mu2llm.corpus.rewriting import reword
+
+STAGES = ("questions", "answers", "screen", "refine", "narrative", "translation")
 
 
 class Provider(Protocol):
@@ -34,6 +37,18 @@ class Provider(Protocol):
     def provenance(self, task: str) -> dict[str, str]:
         """How samples of a task (report, vqa, narrative) are made."""
 
+    def describe(self) -> dict[str, Any]:
+        """What corpus.json says of it."""
+
+    def versions(self) -> dict[str, Any]:
+        """For each stage and job, what it depends on beside the report and the earlier stages."""
+
+    def rewrite(self, evidence: Evidence, number: int) -> dict[str, list[str]]:
+        """Version `number` of the report in other words: marked lines, {"findings", "impression"}."""
+
+    def translate(self, sentences: list[str], language: str) -> list[str]:
+        """The sentences of one text in another language, one for one, each checked against its original."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -58,3 +73,15 @@ class Rules:
 
     def provenance(self, task: str) -> dict[str, str]:
         return self.made
+
+    def describe(self) -> dict[str, Any]:
+        return self.made
+
+    def versions(self) -> dict[str, Any]:
+        return dict.fromkeys((*STAGES, "rewrite"), self.made)
+
+    def rewrite(self, evidence: Evidence, number: int) -> dict[str, list[str]]:
+        return reword(evidence, number)
+
+    def translate(self, sentences: list[str], language: str) -> list[str]:
+        raise ValueError("the rules provider cannot translate: name an endpoint (--llm URL --model NAME)")

@@ -19,15 +19,16 @@ HIGHEST_MINIMUM = -50
 LOWEST_AIR = -1500
 
 
-def check_volume_file(study: Study, copies: Path) -> dict[str, Any]:
-    """Opens the volume of one study, and writes it in HU into `copies` when the study holds stored values.
+def check_volume_file(study: Study, copies: Path, allow_gaps: bool = False) -> dict[str, Any]:
+    """Opens the volume of one study. It is written into `copies` when the study holds stored values (in HU),
+    or when slices of its DICOM series were filled in, as `allow_gaps` allows.
 
-    Returns {"shape", "spacing" (mm; none of a volume in [0, 1]), "sha256"} of the voxels, and for stored
-    values {"copy"}, the path of the volume in HU; or {"reason"} why the study cannot be used.
+    Returns {"shape", "spacing" (mm; none of a volume in [0, 1]), "sha256"} of the voxels, for a written one
+    {"copy"}, its path, and {"filled"}, which slices were; or {"reason"} why the study cannot be used.
     """
     path = study.volume
     try:
-        volume = load_volume(path)
+        volume = load_volume(path, allow_gaps=allow_gaps)
         if study.intensity == "unit":
             return _unit(volume)
         if volume.intensity != "hu":
@@ -41,7 +42,9 @@ def check_volume_file(study: Study, copies: Path) -> dict[str, Any]:
     if reason:
         return {"reason": reason}
     found: dict[str, Any] = {"sha256": _hash(ras.array)} | _size(volume)
-    if study.intensity == "stored":
+    if volume.filled:
+        found["filled"] = volume.filled
+    if study.intensity == "stored" or volume.filled:
         found["copy"] = str(_write(volume, copies / f"{study.study_id}.nii.gz"))
     return found
 

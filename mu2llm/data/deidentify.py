@@ -1,8 +1,9 @@
-"""A DICOM series without identifiers: the Basic Profile of PS3.15 Annex E, then only what a volume needs.
+"""A DICOM series without identifiers: what a volume needs, and of that what the Basic Profile lets stand.
 
-The profile's table (edition 2026c) and its actions are dicom-anonymizer's. Many attributes that the profile
-lets stand take any text, so behind it a list of what may stay is applied as well: every other attribute,
-private ones, sequences, the preamble and whatever hides in a compressed stream are not written at all.
+The Basic Profile of PS3.15 Annex E leaves many attributes that take any text, so a list says what may stay:
+every other attribute, private ones, sequences, the preamble and whatever hides in a compressed stream are not
+taken over at all. What is taken over goes through the profile's table (edition 2026c) and its actions, both
+dicom-anonymizer's, with keyed hashes for UIDs.
 """
 
 import io
@@ -21,7 +22,7 @@ from mu2llm.data.tables import RowError
 from mu2llm.text.scrub import Known
 
 TABLE = "dicomfields_2026c"
-METHOD = "PS3.15 2026c Basic Profile, then a list of what may stay"
+METHOD = "PS3.15 2026c Basic Profile and a list of what may stay"
 
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _NUMBERS = (
@@ -29,6 +30,12 @@ _NUMBERS = (
     "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "WindowCenter",
     "WindowWidth", "Rows", "Columns", "SamplesPerPixel", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelPaddingValue",
+)  # fmt: skip
+# What a CT image must have, if only empty (type 2).
+_EMPTY = (
+    "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+    "ReferringPhysicianName", "Manufacturer", "SeriesNumber", "AcquisitionNumber", "Laterality",
+    "PositionReferenceIndicator",
 )  # fmt: skip
 # Words that attributes of free choice may keep; any other word becomes OTHER.
 _WORDS = {
@@ -73,6 +80,7 @@ class Series:
     """What was found in a series while it was written without identifiers. `known` never leaves memory."""
 
     patient_id: str = ""
+    given: bool = False  # the patient's id came from the table, not from the headers
     uids: set[str] = field(default_factory=set)
     slices: int = 0
     face: bool = False
@@ -95,25 +103,40 @@ def deidentify_series(
     words that quote no value, for slices that state burned-in annotations, of several patients, of several
     frames or colours, or that do not decode.
     """
-    found = Series(patient_id=patient_id)
+    found = Series(patient_id, given=bool(patient_id))
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, source in enumerate(objects, 1):
-            kind = "not DICOM" if source is None else _left_out(source)
-            if kind:
-                found.left_out[kind] += 1
-                continue
-            _refuse(source, number)
-            _take_note(source, found, patient_id, otherwise)
-            clean = _clean(source, pseudonyms, found.patient_id, number)
-            found.removed += _differences(source, clean)
-            archive.writestr(
-                zipfile.ZipInfo(f"{found.slices:05d}.dcm"), _bytes(clean), zipfile.ZIP_DEFLATED, 1
-            )
-            found.slices += 1
+            try:
+                data = _take(source, found, pseudonyms, otherwise, number)
+            except RowError:
+                raise
+            except Exception as error:  # damaged attributes make pydicom raise nearly anything
+                raise RowError(
+                    f"object {number} is damaged ({type(error).__name__}); copy it again"
+                ) from None
+            if data:
+                member = zipfile.ZipInfo(f"{found.slices:05d}.dcm")
+                archive.writestr(member, data, zipfile.ZIP_DEFLATED, compresslevel=1)
     if not found.slices:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(found.left_out.items())) or "no file"
         raise RowError(f"no CT slice in it ({counts}); localizers and secondary captures are no volume")
     return found
+
+
+def _take(source: Any, found: Series, pseudonyms: Pseudonyms, otherwise: str, number: int) -> bytes:
+    """One object as a new DICOM file, noted in `found`; b"" for one that is left out."""
+    kind = "not DICOM" if source is None else _left_out(source)
+    if kind:
+        found.left_out[kind] += 1
+        return b""
+    _refuse(source, number)
+    _take_note(source, found, otherwise)
+    clean = _clean(source, pseudonyms, found.patient_id, number)
+    found.removed += _differences(source, clean)
+    found.slices += 1
+    buffer = io.BytesIO()
+    clean.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def _value(dataset: Any, keyword: str) -> Any:
@@ -150,10 +173,10 @@ def _refuse(source: Any, number: int) -> None:
         raise RowError(f"object {number} is a multi-frame object; export it as single slices")
 
 
-def _take_note(source: Any, found: Series, own: str, otherwise: str) -> None:
+def _take_note(source: Any, found: Series, otherwise: str) -> None:
     """Adds what identifies the patient to what is known, for the report's text."""
     patients = _texts(source, "PatientID")
-    if not own:
+    if not found.given:
         patient = patients[0] if patients else otherwise
         if found.slices and patient != found.patient_id:
             raise RowError("its slices are of several patients; give one series at a time")
@@ -218,11 +241,6 @@ def _clean(source: Any, pseudonyms: Pseudonyms, patient_id: str, number: int) ->
         setattr(clean, keyword, "".join(_texts(source, keyword)[:1]))
     uid = "".join(_texts(source, "SOPClassUID")[:1])
     clean.SOPClassUID = uid if re.fullmatch(re.escape(_STANDARD) + r"[\d.]{1,40}", uid) else CTImageStorage
-    # What a CT image must have (types 1 and 2): the profile empties or replaces it.
-    for keyword in ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID"):
-        setattr(clean, keyword, "")
-    for keyword in ("PatientName", "PatientBirthDate", "PatientSex"):
-        setattr(clean, keyword, "")
 
     def keyed(dataset: Any, tag: Any) -> None:
         element = dataset.get(tag)
@@ -231,6 +249,8 @@ def _clean(source: Any, pseudonyms: Pseudonyms, patient_id: str, number: int) ->
 
     rules = {tag: keyed if action is replace_UID else action for tag, action in _profile().items()}
     anonymize_dataset(clean, base_rules_gen=lambda: rules)
+    for keyword in _EMPTY:
+        setattr(clean, keyword, "")
     clean.PatientID = pseudonyms.patient(patient_id)
     clean.PatientIdentityRemoved = "YES"
     clean.LongitudinalTemporalInformationModified = "REMOVED"
@@ -287,9 +307,3 @@ def _differences(source: Any, clean: Any) -> Counter[str]:
             counts[element.keyword] += 1
     counts["file meta"] += len(getattr(source, "file_meta", ())) - 1  # the transfer syntax is stated anew
     return counts
-
-
-def _bytes(clean: Any) -> bytes:
-    buffer = io.BytesIO()
-    clean.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()

@@ -4,12 +4,12 @@ Each series is written without identifiers into `out/volumes` as a zip, its repo
 headers and its row name, and ids become pseudonyms. Rejects name rows, never files.
 """
 
+import contextlib
 import tempfile
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,11 @@ from mu2llm import storage
 from mu2llm.data import dicomweb, privacy
 from mu2llm.data.deidentify import METHOD, Series, deidentify_series
 from mu2llm.data.folder import REPORT_COLUMNS, read_rows, study_of_row
+from mu2llm.data.pool import each
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, below, read_csv, reject
 from mu2llm.volume.nifti import MAX_BYTES
 from mu2llm.volume.read import MAX_FILES
 
@@ -47,6 +48,7 @@ class Entry:
 def read_dicom(
     root: str | Path,
     out: Path,
+    shown: str,
     *,
     seed: int,
     workers: int,
@@ -57,11 +59,12 @@ def read_dicom(
 
     root: a folder (or s3:// URI, copied to a temporary folder meanwhile) with reports.csv and one series in
         each sub-folder or zip that it names; or dicomweb+https://host/path, with the table `reports`.
-    Raises ValueError when there is no key, when `out` was written with another one, when the table cannot be
+    shown: where `out` ends, a folder or s3:// URI.
+    Raises ValueError when there is no key, when that was written with another one, when the table cannot be
     used, or when a patient stands in two splits.
     """
     pseudonyms = read_key(key_file)
-    privacy.check_same_key(out, pseudonyms)
+    privacy.check_same_key(shown, pseudonyms)
     with tempfile.TemporaryDirectory() as temporary, privacy.quiet():
         if dicomweb.is_server(root):
             entries, rejects = _of_server(str(root), reports)
@@ -69,7 +72,7 @@ def read_dicom(
         elif reports is not None:
             raise ValueError("--reports is for a DICOMweb server; a folder has its own reports.csv")
         else:
-            entries, rejects = _of_folder(storage.fetch(root, temporary))
+            entries, rejects = _of_folder(_fetch(root, temporary))
         studies = _write_all(entries, rejects, out, pseudonyms, workers)
     spread(studies, seed)
     return studies, rejects
@@ -78,9 +81,17 @@ def read_dicom(
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
     kept = {Path(study.volume).name for study in studies}
-    for path in [*volumes.glob("s-*.zip"), *volumes.glob("row-*.part")]:
+    for path in [*volumes.glob("s-*"), *volumes.glob("row-*.part")]:
         if path.name not in kept:
             path.unlink()
+
+
+def _fetch(root: str | Path, folder: str) -> Path:
+    """The folder, or a copy of a remote one; errors name the root alone, not the object that failed."""
+    try:
+        return storage.fetch(root, folder)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{root}: {str(error).rpartition(': ')[2]}") from None
 
 
 def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
@@ -89,7 +100,7 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
     root = root.resolve()
     studies, rejects = _without_header(read_rows, root)
     rows = read_csv(root / "reports.csv", ("volume", "report"), any_case=REPORT_COLUMNS)
-    named = [(root / row["volume"]).resolve() for row in rows if row["volume"]]
+    named = list(_named(root, rows))
     rejects = privacy.without_values(rejects)
     entries: list[Entry] = []
     for study in studies:
@@ -106,6 +117,12 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
             reason = f"reports.csv does not name {which}; add a row with its report"
             rejects.append(reject("", 0, reason))
     return entries, rejects
+
+
+def _named(root: Path, rows: list[Row]) -> Iterator[Path]:
+    for row in rows:
+        with contextlib.suppress(RowError):
+            yield below(root, row["volume"])
 
 
 def _of_server(root: str, reports: str | Path | None) -> tuple[list[Entry], list[Reject]]:
@@ -157,7 +174,11 @@ def _objects(path: Path, root: Path) -> Iterator[Any]:
         if not all(file.resolve().is_relative_to(root) for file in files):
             raise RowError("a link in it leads out of the dataset's folder; copy the file in")
         for number, file in enumerate(files, 1):
-            with file.open("rb") as stream:
+            try:
+                stream: Any = file.open("rb")
+            except OSError as error:
+                raise RowError(f"file {number} cannot be read ({type(error).__name__})") from None
+            with stream:
                 yield _object(stream, number)
         return
     try:
@@ -257,16 +278,13 @@ def _written(
 ) -> Iterator[tuple[Entry, Path, Series | str]]:
     """Each entry with the zip that was written and what was found in it, or why it is none."""
     parts = [volumes / f"row-{entry.number:06d}-{i:06d}.part" for i, entry in enumerate(entries)]
-    write = partial(_write, pseudonyms=pseudonyms)
-    if workers == 1 or len(entries) < 2:
-        yield from zip(entries, parts, map(write, entries, parts), strict=True)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from zip(entries, parts, pool.map(write, entries, parts), strict=True)
+    found = each(partial(_write, pseudonyms=pseudonyms), list(zip(entries, parts, strict=True)), workers)
+    yield from zip(entries, parts, found, strict=True)
 
 
-def _write(entry: Entry, part: Path, *, pseudonyms: Pseudonyms) -> Series | str:
-    """Writes one series without identifiers into `part`; → what was found, or the reason to reject it."""
+def _write(task: tuple[Entry, Path], *, pseudonyms: Pseudonyms) -> Series | str:
+    """Writes one series without identifiers into a file; → what was found, or the reason to reject it."""
+    entry, part = task
     reason = ""
     for pause in (*PAUSES, None):
         try:

@@ -12,7 +12,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 STEPS = 65535
@@ -47,16 +46,24 @@ def write_frames(path: Path, frames: np.ndarray) -> None:
 
 def read_frames(path: Path) -> np.ndarray:
     """→ float32 (T, K, S, S). Raises FileNotFoundError, or DamagedFrames where a checksum does not agree."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["frames"])
+    with path.open(
+        "rb", buffering=0
+    ) as file:  # read, not mapped: a cold file comes half as fast by page faults
+        try:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            about = json.loads(header["__metadata__"]["frames"])
             frames = np.zeros(about["shape"], np.float32)
-            for place, frame in enumerate(frames):
-                if str(place) in about["crc32"]:
-                    stored = file.get_tensor(str(place))
-                    if zlib.crc32(stored) != about["crc32"][str(place)]:
-                        raise DamagedFrames(f"{path}: the checksum of frame {place} does not agree")
-                    np.multiply(stored, np.float32(1 / STEPS), out=frame)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DamagedFrames(f"{path}: {' '.join(str(error).split())}") from error
+            stored = np.empty(about["shape"][1:], np.uint16)
+            places = sorted(about["crc32"], key=lambda place: header[place]["data_offsets"])
+            for place in places:
+                if (
+                    file.readinto(stored.data) != stored.nbytes
+                    or zlib.crc32(stored.data) != about["crc32"][place]
+                ):
+                    raise DamagedFrames(f"{path}: the checksum of frame {place} does not agree")
+                np.multiply(stored, np.float32(1 / STEPS), out=frames[int(place)])
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+            if isinstance(error, DamagedFrames):
+                raise
+            raise DamagedFrames(f"{path}: its header is damaged ({type(error).__name__})") from error
     return frames

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mu2llm import storage
@@ -20,6 +21,7 @@ from mu2llm.data.dicomweb import is_server
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.pool import each
+from mu2llm.data.publish import publish, publish_rejects
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
 from mu2llm.data.tables import Reject, reject, tell_rejects
@@ -46,6 +48,7 @@ def ingest(
     scrub: bool | None = None,
     key_file: str | Path | None = None,
     reports: str | Path | None = None,
+    allow_gaps: bool = False,
     **phantom: Any,
 ) -> dict[str, Any]:
     """Reads a dataset and writes `out/studies.jsonl`, `out/rejects.jsonl` and `out/ingest.json`.
@@ -55,31 +58,62 @@ def ingest(
         (count, preset), unless it holds phantoms and no `phantom` is given.
     root: a local folder, or s3://bucket/key, which is copied to `out/source` first; of "dicom" also a
         DICOMweb server, dicomweb+https://host/path. Of "dicom" only what was de-identified comes into `out`.
-    out: a local folder. Volumes of stored values are written into `out/volumes` in HU; others stay.
+    out: a local folder, or s3://bucket/key, where all of it appears at the end. Volumes of stored values are
+        written into `out/volumes` in HU; others stay.
     seed: of the split by patient, where the dataset gives none.
     workers: processes that open volumes; all cores by default.
     scrub: whether names, dates, telephone numbers and ids are taken out of the reports; by default those of
         "folder" are, those of published datasets and phantoms are not, and those of "dicom" always are.
     key_file: of "dicom", the key of the pseudonyms (`mu2llm.data.pseudonyms.read_key`).
     reports: the table of reports for a DICOMweb server.
+    allow_gaps: DICOM series with missing or unevenly spaced slices are resampled and written into
+        `out/volumes`, in place of being rejected; `meta["filled"]` says so.
     Returns what ingest.json holds: counts of studies, patients, splits and rejects, and how often each
     finding stands in the labels (or, where there are none of a study, in its report).
     Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row.
     """
     if dataset not in (*READERS, "dicom"):
         raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}, dicom')
-    if "://" in str(out):
-        raise ValueError(f"{out}: ingest writes to a local folder; give one and copy it from there")
     if dataset == "phantom":
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
-    out, workers = Path(out), workers or os.cpu_count() or 1
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: at least 1 process must open volumes")
+    options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
+    options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
+    out = str(out).rstrip("/") or "/"
+    if not storage.is_remote(out):
+        return _ingest(dataset, root, Path(out), out, **options)
+    with TemporaryDirectory() as folder:
+        try:
+            summary = _ingest(dataset, root, Path(folder), out, **options)
+        except ValueError:
+            publish_rejects(folder, out)
+            raise
+        publish(folder, out, str(root))
+    return summary
+
+
+def _ingest(
+    dataset: str,
+    root: str | Path,
+    out: Path,
+    shown: str,
+    *,
+    seed: int,
+    workers: int,
+    scrub: bool | None,
+    key_file: str | Path | None,
+    reports: str | Path | None,
+    allow_gaps: bool,
+) -> dict[str, Any]:
+    """`ingest` into a local folder, which messages call `shown`."""
     if dataset == "dicom":
         if scrub is False:
             raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
         studies, rejects = read_dicom(
-            root, out, seed=seed, workers=workers, key_file=key_file, reports=reports
+            root, out, shown, seed=seed, workers=workers, key_file=key_file, reports=reports
         )
     else:
         if key_file is not None or reports is not None:
@@ -88,13 +122,13 @@ def ingest(
     check_splits(studies)
     total = len(studies)
     studies = list(_of_their_own_name(studies, rejects))
-    studies = list(_check_all(studies, rejects, out / "volumes", workers))
+    studies = list(_check_all(studies, rejects, out / "volumes", workers, allow_gaps))
     if dataset == "dicom":
         remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
-    tell_rejects(rejects, out / "rejects.jsonl")
+    tell_rejects(rejects, f"{shown}/rejects.jsonl")
     if not studies:
-        raise ValueError(_nothing_left(root, out, rejects))
+        raise ValueError(_nothing_left(root, shown, rejects))
     for study in studies:
         study.dataset = dataset
     write_jsonl(out / "studies.jsonl", studies)
@@ -147,18 +181,20 @@ def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[
 
 
 def _check_all(
-    studies: list[Study], rejects: list[Reject], copies: Path, workers: int | None
+    studies: list[Study], rejects: list[Reject], copies: Path, workers: int, allow_gaps: bool
 ) -> Iterator[Study]:
     """Yields the studies whose volume is sound, with what was found in `meta`; the others go to `rejects`."""
     first: dict[str, Study] = {}  # by the hash of the voxels
-    for done, (study, found) in enumerate(zip(studies, _found(studies, copies, workers), strict=True), 1):
+    check = partial(check_volume_file, copies=copies, allow_gaps=allow_gaps)
+    for done, (study, found) in enumerate(zip(studies, each(check, studies, workers), strict=True), 1):
         reason, copy = found.pop("reason", None), found.pop("copy", None)
         if reason is None and first.setdefault(found["sha256"], study) is not study:
             reason = _same_voxels(study, first[found["sha256"]])
         if reason is None:
             study.meta |= found
-            if copy:
-                study.meta["stored_volume"], study.volume, study.intensity = study.volume, copy, "hu"
+            if copy and study.intensity == "stored":
+                study.meta["stored_volume"], study.intensity = study.volume, "hu"
+            study.volume = copy or study.volume
             yield study
         else:
             if copy:
@@ -173,11 +209,7 @@ def _same_voxels(study: Study, first: Study) -> str:
     return f"the same voxels as study {first.study_id}{where}; list each CT once"
 
 
-def _found(studies: list[Study], copies: Path, workers: int | None) -> Iterator[dict[str, Any]]:
-    return each(partial(check_volume_file, copies=copies), studies, workers)
-
-
-def _nothing_left(root: str | Path, out: Path, rejects: list[Reject]) -> str:
+def _nothing_left(root: str | Path, out: str, rejects: list[Reject]) -> str:
     """Why no study is left, with the remedy."""
     if not is_server(root) and all(
         name.endswith((".csv", ".txt", ".json")) for name in storage.list_files(root)

@@ -45,7 +45,8 @@ def reject(volume: str, row: int, reason: object) -> Reject:
 def tell_rejects(rejects: list[Reject], path: object, show: int = 3) -> None:
     """Logs how many were rejected, the first of them, and the file that has them all."""
     if rejects:
-        first = "".join(f"\n  {reject['volume']}: {reject['reason']}" for reject in rejects[:show])
+        shown = [(line["volume"] or f"row {line['row']}", line["reason"]) for line in rejects[:show]]
+        first = "".join(f"\n  {name}: {reason}" for name, reason in shown)
         more = f"\n  and {len(rejects) - show} more" if len(rejects) > show else ""
         log.warning("%d rejected, all of them in %s:%s%s", len(rejects), path, first, more)
 
@@ -54,10 +55,14 @@ def below(root: Path, name: str) -> Path:
     """The volume `name` of a table as a path below `root`; RowError when it is not there or leads out."""
     if not name:
         raise RowError("the volume is empty")
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError):  # too long for a name, a loop of links, a zero byte
+        raise RowError("no such file below the dataset's folder") from None
     if not path.is_relative_to(root.resolve()):
         raise RowError("the volume lies outside the dataset's folder; move it in")
-    if not path.exists():
+    if not there:
         raise RowError("no such file below the dataset's folder")
     return path
 

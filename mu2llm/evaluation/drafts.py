@@ -6,8 +6,9 @@ volume. Everything else, the batches too, is the same.
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,30 +55,60 @@ def draft(
     `seed` decides who gets whose volume in `shuffled`. Raises `ValueError` for an unknown mode, or where
     shuffling finds no other patient.
     """
-    import torch
-
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    processor = loaded.processor
-    donors = derangement([study.patient_id for study in studies], seed) if mode == "shuffled" else None
-    drafts: list[str] = []
-    progress = _Progress(f"drafting ({mode})", len(studies))
-    for start in range(0, len(studies), batch_size):
-        places = range(start, min(start + batch_size, len(studies)))
-        if mode == "blank":
-            p = processor
-            air = np.zeros((p.depth // p.frame_slices, p.frame_slices, p.size, p.size), np.float32)
-            frames = [air] * len(places)
-        else:
-            sources = [studies[donors[i] if donors else i] for i in places]
-            frames = [_frames(study, processor, cache) for study in sources]
-        batch = processor(frames, [REPORT_QUESTION] * len(places))
-        batch = {name: tensor.to(loaded.model.device) for name, tensor in batch.items()}
-        with torch.inference_mode():
-            ids = loaded.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        drafts += [processor.decode(row) for row in ids[:, batch["input_ids"].shape[1] :]]
-        progress.at(len(drafts))
+    p = loaded.processor
+    if mode == "blank":
+        air = np.zeros((p.depth // p.frame_slices, p.frame_slices, p.size, p.size), np.float32)
+        # One volume and one question: one draft, for everybody.
+        return _write(loaded, [lambda: air][: len(studies)], max_new_tokens, 1) * len(studies)
+    sources = studies
+    if mode == "shuffled":
+        sources = [studies[i] for i in derangement([study.patient_id for study in studies], seed)]
+    return _write(
+        loaded,
+        [partial(_frames, study, p, cache) for study in sources],
+        max_new_tokens,
+        batch_size,
+        f"drafting ({mode})",
+    )
+
+
+def draft_with_floors(
+    model: LoadedModel, studies: Sequence[Study], *, seed: int = 0, **options: Any
+) -> dict[Mode, list[str]]:
+    """`draft` in all three modes. Everybody is asked the same question, so the draft from another patient's
+    volume is that patient's own: it is not written twice."""
+    donors = derangement([study.patient_id for study in studies], seed)
+    blank = draft(model, studies, mode="blank", **options)
+    real = draft(model, studies, **options)
+    return {"real": real, "blank": blank, "shuffled": [real[i] for i in donors]}
+
+
+def _write(
+    loaded: LoadedModel,
+    frames: Sequence[Callable[[], np.ndarray]],
+    max_new_tokens: int,
+    batch_size: int,
+    what: str = "",
+) -> list[str]:
+    """A draft for each volume, to the standard question; `frames` are read when their batch comes."""
+    from mu2llm.evaluation.greedy import write
+
+    def batch(start: int) -> dict[str, Any]:
+        some = [read() for read in frames[start : start + batch_size]]
+        inputs = loaded.processor(some, [REPORT_QUESTION] * len(some))
+        return {name: tensor.to(loaded.model.device) for name, tensor in inputs.items()}
+
+    progress = _Progress(what, len(frames)) if what else None
+    drafts = [""] * len(frames)
+    batches = map(batch, range(0, len(frames), batch_size))
+    written = write(loaded.model, batches, max_new_tokens=max_new_tokens)
+    for done, (number, ids) in enumerate(written, 1):
+        drafts[number] = loaded.processor.decode(ids)
+        if progress:
+            progress.at(done)
     return drafts
 
 

@@ -13,7 +13,7 @@ from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Preference, Study, read_jsonl, write_jsonl
 from mu2llm.evaluation import metrics, results
 from mu2llm.evaluation.compare import compare
-from mu2llm.evaluation.drafts import MODES, Mode, draft, load
+from mu2llm.evaluation.drafts import Mode, draft_with_floors, load
 from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.evaluation.lengths import length_bias, length_statistics
 
@@ -48,8 +48,8 @@ def evaluate(
     `store` is where a model judge's completions are kept (default: `out/judge`). `limit` takes the first
     studies of the split. A finding counts in a macro-F1 when at least `min_positives` studies truly have it.
     `cases` is how many studies the page shows with pictures.
-    Intervals are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder for
-    prepared frames: worth its disk when volumes are large, for they are read for two of the three drafts.
+    Intervals are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder of
+    prepared frames, written if it is not there: worth its disk when the same volumes are drafted again.
     `bertscore` is the folder of an encoder, and `preferences` the file of pairs that the model was trained
     on, so that the result names the judge that ranked them too.
     Raises `ValueError` when the split holds no study, or no other patient for the shuffled floor.
@@ -63,7 +63,7 @@ def evaluate(
     loaded = load(model)
     frames = FrameCache([study.volume for study in chosen], loaded.processor, cache) if cache else None
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
-    drafts = {mode: draft(loaded, chosen, mode=mode, cache=frames, **options) for mode in MODES}
+    drafts = draft_with_floors(loaded, chosen, cache=frames, **options)
     del loaded, frames
     drafted = time.monotonic()
     print(f"evaluate: scoring {len(chosen)} studies with the judge {judge.name!r}", flush=True)
@@ -138,7 +138,9 @@ def _write(
         for i, study in enumerate(studies)
     ]
     write_jsonl(out / "drafts.jsonl", rows)
-    write_page(out / "report.html", result, studies, drafts["real"], judgements, cases=cases)
     temporary = out / "evaluation.json.part"
     temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
     temporary.replace(out / "evaluation.json")
+    write_page(
+        out / "report.html", result, studies, drafts["real"], judgements, model=result["model"], cases=cases
+    )

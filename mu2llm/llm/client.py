@@ -6,6 +6,7 @@ It logs no prompt, no answer and no key.
 import email.utils
 import hashlib
 import json
+import logging
 import random
 import threading
 import time
@@ -20,11 +21,15 @@ import urllib3
 from mu2llm.llm.gate import Gate
 from mu2llm.llm.reply import Unusable, read_reply
 
+log = logging.getLogger("mu2llm")
+
 Messages = list[dict[str, str]]
 
 _PASSING = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
 _BUSY_TRIES = 20  # times that one request lets itself be sent away with "too many requests"
 _LONGEST_WAIT = 3600.0  # seconds; an endpoint that asks for more is out of quota, not busy
+_COUNTED = ("prompt_tokens", "completion_tokens")
+_NO_CONNECTION = "unavailable: no connection"
 _LOST_IN_A_ROW = 32  # requests given up with no answer between them: the endpoint is down
 
 
@@ -108,7 +113,8 @@ class Client:
         self._lock = threading.Lock()
         self._structured = True  # until the endpoint turns response_format down
         self._lost = 0
-        self.usage = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self._silent_until = 0.0
+        self.usage = {"calls": 0} | dict.fromkeys(_COUNTED, 0)
 
     def complete(
         self,
@@ -146,7 +152,7 @@ class Client:
         attempt: int = 0,
         asking: Asking | None = None,
     ) -> dict[str, Any]:
-        """The raw answer {"text", "finish"} of one attempt; threads that ask the same at once ask it once.
+        """The raw answer {"text", "finish", "usage"} of one attempt; equal requests at once are sent once.
 
         `asking` says otherwise than the client's what an answer depends on. Raises as `complete`.
         """
@@ -201,7 +207,9 @@ class Client:
             _stop_at(status, self.url, self.model)
             lost, fault = lost + 1, f"{reply} in {lost + 1} tries"
             if lost < self.asking.tries:
-                self.gate.sleep(self.asking.pause * 2 ** (lost - 1) * random.uniform(0.5, 1.5))
+                pause = self.asking.pause * 2 ** (lost - 1) * random.uniform(0.5, 1.5)
+                self._warn(reply, pause, lost)
+                self.gate.sleep(pause)
         raise self._given_up(fault)
 
     def _post(self, body: dict[str, Any]) -> tuple[float, int, float | None, dict[str, Any] | str]:
@@ -214,7 +222,7 @@ class Client:
                     "POST", f"{self.url}/chat/completions", body=data, headers=self._headers, redirect=False
                 )
             except urllib3.exceptions.ConnectTimeoutError:  # a refused connection is one of these to urllib3
-                return began, 0, None, "unavailable: no connection"
+                return began, 0, None, _NO_CONNECTION
             except urllib3.exceptions.TimeoutError:
                 return began, 0, None, f"late: no answer within {self.asking.timeout:g} s"
             except urllib3.exceptions.HTTPError as error:
@@ -229,19 +237,33 @@ class Client:
         answer = _read_completion(got.data)
         if answer is None:
             return began, 200, None, "unavailable: what came is no chat completion"
-        reply, usage = answer
+        usage = answer["usage"]
         self.gate.ease()
         with self._lock:
             self._lost = 0
             self.usage["calls"] += 1
-            for name in ("prompt_tokens", "completion_tokens"):
-                self.usage[name] += usage.get(name) or 0
-        return began, 200, None, reply
+            for name in _COUNTED:
+                self.usage[name] += usage.get(name, 0)
+        return began, 200, None, answer
+
+    def _warn(self, what: str, pause: float, lost: int) -> None:
+        """Says what is tried again and when; of many requests at once, one speaks for all."""
+        with self._lock:
+            if time.monotonic() < self._silent_until:
+                return
+            self._silent_until = time.monotonic() + pause
+        log.warning(
+            "%s: %s; trying again in %.1f s (%d of %d)", self.url, what, pause, lost, self.asking.tries
+        )
 
     def _given_up(self, reason: str) -> Exception:
         """The error for a request that is given up; another one when it is the endpoint that is gone."""
         with self._lock:
             self._lost += 1
+            if not self.usage["calls"] and reason.startswith(_NO_CONNECTION):
+                return ConnectionError(
+                    f"{self.url} cannot be reached ({reason}): see that it runs and the address is right"
+                )
             if self._lost < _LOST_IN_A_ROW:
                 return Unanswered(reason, passing=True)
         return ConnectionError(
@@ -281,7 +303,7 @@ def _format(schema: dict[str, Any] | None) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
-def _read_completion(data: bytes) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def _read_completion(data: bytes) -> dict[str, Any] | None:
     """Text, finish reason and usage of a chat completion; None when it is none."""
     try:
         body = json.loads(data)
@@ -292,7 +314,8 @@ def _read_completion(data: bytes) -> tuple[dict[str, Any], dict[str, Any]] | Non
         usage = body.get("usage") or {}
         if not isinstance(text, str):
             return None
-        return {"text": text, "finish": finish}, {k: v for k, v in usage.items() if isinstance(v, int)}
+        counted = {k: usage[k] for k in _COUNTED if isinstance(usage.get(k), int)}
+        return {"text": text, "finish": finish, "usage": counted}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
 

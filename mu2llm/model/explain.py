@@ -5,6 +5,7 @@ what a lesion says in tokens that stand elsewhere (docs/model.md has the measure
 log-likelihood is followed back through the weights to the voxels (gradient × input, Shrikumar et al. 2016).
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,17 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from mu2llm.model.modeling import Mu2ForConditionalGeneration
+
+
+def as_written(prompt: Mapping[str, Tensor], tokens: Sequence[int]) -> dict[str, Tensor]:
+    """What `saliency` takes, of a prompt (a batch of one) and the very tokens that the model wrote to it.
+
+    The text of them, read again, may be cut into other tokens.
+    """
+    ids = torch.cat([prompt["input_ids"], prompt["input_ids"].new_tensor([list(tokens)])], dim=1)
+    labels = ids.clone()
+    labels[:, : prompt["input_ids"].shape[1]] = -100
+    return {**prompt, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def saliency(

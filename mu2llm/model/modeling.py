@@ -89,10 +89,12 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
+        volume_index: Tensor | None = None,
     ) -> Tensor:
         """Visual tokens (B, Q, D) of frames (B, T, K, H, W), read in the light of a question (B, Lq).
 
         `question_mask` (B, Lq) is 1 on the question's tokens and 0 on padding, which has no influence.
+        `volume_index` (B,) tells which volume each question is about, where several are about one.
         Raises `ValueError` where the shapes do not belong together, or a question has no token.
         """
         _check_frames(pixel_values)
@@ -100,8 +102,11 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
             )
-        _check_question(question_ids, question_mask, len(pixel_values))
-        return self.condense(self.refine(pixel_values), question_ids, question_mask)
+        asked = len(pixel_values) if volume_index is None else len(volume_index)
+        _check_question(question_ids, question_mask, asked)
+        refined = self.refine(pixel_values)
+        refined = refined if volume_index is None else refined[volume_index]
+        return self.condense(refined, question_ids, question_mask)
 
     def refine(self, pixel_values: Tensor) -> Tensor:
         """The half of `encode_volume` that no question touches: frames (B, T, K, H, W) → (B, R, D)."""
@@ -119,6 +124,7 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         visual_tokens: Tensor | None = None,
+        volume_index: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
@@ -129,7 +135,9 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         and a placeholder in it raises `ValueError`.
         """
         if pixel_values is not None:
-            visual_tokens = self._encoded(pixel_values, question_ids, question_mask, visual_tokens)
+            visual_tokens = self._encoded(
+                pixel_values, question_ids, question_mask, volume_index, visual_tokens
+            )
         elif visual_tokens is None and inputs_embeds is None and not _length(kwargs.get("past_key_values")):
             self._refuse_blind(input_ids)
         if inputs_embeds is None:
@@ -141,11 +149,16 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def _encoded(
-        self, pixel_values: Tensor, question_ids: Any, question_mask: Any, visual_tokens: Tensor | None
+        self,
+        pixel_values: Tensor,
+        question_ids: Any,
+        question_mask: Any,
+        volume_index: Tensor | None,
+        visual_tokens: Tensor | None,
     ) -> Tensor:
         if visual_tokens is not None:
             raise ValueError("pixel_values and visual_tokens came together: give one, which the model reads")
-        return self.encode_volume(pixel_values, question_ids, question_mask)
+        return self.encode_volume(pixel_values, question_ids, question_mask, volume_index)
 
     def _refuse_blind(self, input_ids: Tensor | None) -> None:
         """A prompt that speaks of a volume is not answered without one."""
@@ -191,7 +204,7 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """As transformers' `generate`: prompt and new tokens. A volume is encoded once for all sequences."""
         if pixel_values is not None:
             with torch.no_grad():
-                visual_tokens = self._encoded(pixel_values, question_ids, question_mask, visual_tokens)
+                visual_tokens = self._encoded(pixel_values, question_ids, question_mask, None, visual_tokens)
         return super().generate(*args, visual_tokens=visual_tokens, **kwargs)  # type: ignore[misc]
 
     def explain(self, pixel_values: Tensor, labels: Tensor, **inputs: Tensor) -> Tensor:

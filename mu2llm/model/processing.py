@@ -133,11 +133,15 @@ class Mu2Processor(ProcessorMixin):
             batch["labels"] = labels
         batch["question_ids"], batch["question_mask"] = self._pad(question_ids)
         if volumes is not None:
-            frames = [self._checked(row, volume) for row, volume in enumerate(volumes)]
-            if len(counts := {len(f) for f in frames}) > 1:
-                raise ValueError(f"volumes of {sorted(counts)} frames do not fit into one batch")
-            batch["pixel_values"] = torch.stack(frames)
+            batch["pixel_values"] = self.stack(volumes)
         return batch
+
+    def stack(self, volumes: Sequence[str | Path | Volume | np.ndarray | Tensor]) -> Tensor:
+        """`pixel_values` (B, T, K, S, S) of volumes, as a call makes them."""
+        frames = [self._checked(row, volume) for row, volume in enumerate(volumes)]
+        if len(counts := {len(f) for f in frames}) > 1:
+            raise ValueError(f"volumes of {sorted(counts)} frames do not fit into one batch")
+        return torch.stack(frames)
 
     def _checked(self, row: int, volume: str | Path | Volume | np.ndarray | Tensor) -> Tensor:
         """A volume's frames, float32 (T, K, S, S)."""

@@ -51,10 +51,16 @@ def build_tiny(
     num_selected_tokens: int = 64,
     pooling_size: int = 1,
     refiner: str = "residual",
+    position: str = "relative",
+    selection: str = "soft",
+    pooling: str = "dynamic",
     vocab_size: int = 1024,
     max_length: int = 512,
 ) -> tuple[Mu2ForConditionalGeneration, Mu2Processor]:
-    """A random model with a Llama decoder, and its processor, for volumes of `depth` × `size` × `size`."""
+    """A random model with a Llama decoder, and its processor, for volumes of `depth` × `size` × `size`.
+
+    `refiner`, `position`, `selection` and `pooling` are `Mu2Config`'s choices.
+    """
     tokenizer = train_tokenizer(texts, vocab_size)
     processor = Mu2Processor(
         tokenizer,
@@ -97,6 +103,9 @@ def build_tiny(
         num_selected_tokens=num_selected_tokens,
         num_query_tokens=num_query_tokens,
         refiner=refiner,
+        position=position,
+        selection=selection,
+        pooling=pooling,
         query_std=0.5,
         output_norm=True,
         image_token_id=processor.image_token_id,

@@ -197,7 +197,8 @@ class Engine:
 
     def _explain(self, job: _Job) -> None:
         job.check()
-        self._end(job, saliency=self._preparation.saliency(job.request, job.text.strip()))
+        assert job.row is not None
+        self._end(job, saliency=self._preparation.saliency(job.request, job.row.tokens))
 
     def _write(self) -> None:
         """The thread that writes: one step of all rows at a time; who is ready joins between two steps."""

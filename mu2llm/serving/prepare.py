@@ -110,19 +110,21 @@ class Preparation:
             )
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
-    def saliency(self, request: Request, draft: str) -> bytes:
-        """A gzipped NIfTI file on the volume's own grid: how much each voxel moved the draft, 0 to 1."""
+    def saliency(self, request: Request, tokens: list[int]) -> bytes:
+        """A gzipped NIfTI file on the volume's own grid: how much each voxel moved the tokens that were
+        written, 0 to 1."""
         import nibabel
 
+        from mu2llm.model.explain import as_written
         from mu2llm.volume import to_volume
 
         try:
             with volumes.opened(request.volume) as source:
                 scan = volumes.read(source)
-            batch = self.processor([self.processor.frames(scan)], [request.question], [draft])
+            batch = self.processor([self.processor.frames(scan)], [request.question])
         except (ValueError, OSError) as error:
             raise BadRequest(f"SALIENCY cannot be made: {error}") from error
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        batch = as_written(batch.to(self.model.device), tokens)
         strength = self.model.explain(**batch)[0].float().cpu().numpy()
         image = nibabel.Nifti1Image(
             to_volume(strength, scan, **self.processor.preparation).astype(np.float32), scan.affine

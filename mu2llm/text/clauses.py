@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from mu2llm.text.chinese import is_chinese
 from mu2llm.text.words import Span, spans
 
 # After a comma or "and": what opens a new statement whatever stood before.
@@ -38,7 +39,7 @@ def read_row(text: str) -> Row:
     row = spans(text)
     _settle(row)
     codes = "".join(span.code for span in row)
-    return Row(text, row, codes, number_clauses(codes))
+    return Row(text, row, codes, number_chinese_clauses(codes) if is_chinese(text) else number_clauses(codes))
 
 
 def number_clauses(codes: str) -> list[int]:
@@ -53,6 +54,18 @@ def number_clauses(codes: str) -> list[int]:
     for index, code in enumerate(codes):
         if code in ";b" or (code in ",C" and index > begin and _parts(codes, begin, index)):
             clause, begin = clause + 1, index + 1
+        numbers.append(clause)
+    return numbers
+
+
+def number_chinese_clauses(codes: str) -> list[int]:
+    """The same for Chinese: a comma parts clauses where what follows names a finding or an organ."""
+    numbers: list[int] = []
+    clause = 0
+    for index, code in enumerate(codes):
+        following = re.split("[,;]", codes[index + 1 :], maxsplit=1)[0]
+        if code == ";" or (code == "," and re.search("[EHSny]", following)):
+            clause += 1
         numbers.append(clause)
     return numbers
 

@@ -64,7 +64,7 @@ _LONG_MONTH = "January|February|March|April|June|July|August|September|October|N
 _MONTH = rf"(?:{_LONG_MONTH}|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov|Dec)"
 _ANY_MONTH = rf"(?:{_MONTH}|May)"
 _ORDINAL = r"(?:st|nd|rd|th)"
-_CLOCK = r"(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?:\s*[ap]\.?m\b\.?|\s*(?:hrs?|hours|h)\b)?"
+_CLOCK = r"(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?i:\s*[ap]\.?m\b\.?|\s*(?:hrs?|hours|h)\b)?"
 
 _DATES = [
     (rf"(?<![\d.])(?P<y>{_YEAR})([-/.]){_MON}\2{_DAY}(?:[T ]+{_CLOCK})?(?!\d)", None),
@@ -75,17 +75,20 @@ _DATES = [
         rf"(?i:\b{_DAY}{_ORDINAL}?[\s.-]+(?:of\s+)?{_ANY_MONTH}\b\.?[\s,.-]+(?:{_YEAR}|'?\d\d\b))",
         _before_unit,
     ),
+    (rf"(?i:\b{_DAY}[\s.-]?{_ANY_MONTH}[\s.-]?{_YEAR})\b", None),
+    (rf"(?<![\d./-]){_MON}/{_YEAR}(?![\d/])", _clinical_number),
+    (rf"(?<![\d./-]){_YEAR}[-/](?:0[1-9]|1[0-2])(?![\d/-])", _clinical_number),
     (rf"(?i:\b{_ANY_MONTH}\b\.?[\s-]*{_DAY}{_ORDINAL}?\s*[,-]?\s*{_YEAR}\b)", None),
     (rf"(?i:\b{_ANY_MONTH}\b\.?,?[\s/-]*(?:of\s+)?{_YEAR}\b)", None),
     (rf"\b{_DAY}{_ORDINAL}?[\s-]+(?:of\s+)?{_MONTH}\b", None),
     (rf"\b{_MONTH}\b\.?\s+{_DAY}{_ORDINAL}?\b(?!\.\d)", _before_unit),
     (rf"\b(?:{_DAY}{_ORDINAL}(?:\s+of)?\s+May|May\s+{_DAY}{_ORDINAL})\b", None),
-    (rf"\b(?:in|from|since|until|last|dated|of)\s+(?P<value>{_LONG_MONTH})\b", None),
+    (rf"\b(?:in|from|since|until|last|dated)\s+(?P<value>{_LONG_MONTH})\b", None),
     (r"\b(?:in|since|last)\s+(?P<value>May)\b", None),
     (r"(?<!\d)(?:19|20)?\d\d\s*年\s*\d{1,2}\s*月(?:\s*\d{1,2}\s*[日号])?", None),
     (r"(?<!\d)\d{1,2}\s*月\s*\d{1,2}\s*[日号]", None),
     (rf"\[date\](?:[\s,]*(?:at\s+)?(?:{_CLOCK}|\d{{1,2}}\s*[时点]\s*\d{{1,2}}\s*分?))", None),
-    (r"(?<![\d:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?\s*(?:[ap]\.?m\b\.?|(?:hrs?|hours)\b)", None),
+    (r"(?<![\d:])(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?\s*(?i:[ap]\.?m\b\.?|(?:hrs?|hours)\b)", None),
     (
         r"\bat\s+(?P<value>(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d)?)(?![\d:]|\s*(?:o'?clock|position|ratio))",
         None,
@@ -124,15 +127,21 @@ _UPPER = r"[^\W\d_a-zß-öø-ÿ\u4e00-\u9fff]"  # a letter that is no small Lati
 _PART = rf"(?:{_UPPER}[^\W\d_\u4e00-\u9fff]*(?:['’-][^\W\d_\u4e00-\u9fff]+)*(?:\.(?=\s))?)"
 
 
-_WORD = rf"(?!(?i:(?:{'|'.join(sorted(words('no_name')))})\b)){_PART}"
-_PERSON = rf"{_WORD}(?:,?[ \t]+(?:{_PARTICLE}[ \t]+){{0,2}}{_WORD}){{0,3}}"
+_DEGREE = r"(?:M\.?D\b\.?|MBBS\b|FRCR\b|FRCPC\b|Ph\.?D\b\.?|RN\b)"
+# No heading, no degree, and no article: "A" is an initial before a dot or another part.
+_WORD = (
+    rf"(?!(?i:(?:{'|'.join(sorted(words('no_name')))})\b)|{_DEGREE}|A\b(?!\.[ \t]|[ \t]+{_UPPER}))"
+    rf"{_PART}"
+)
+_NEXT = rf"(?:,?[ \t]+(?:{_PARTICLE}[ \t]+){{0,2}}|,){_WORD}"
+_PERSON = rf"{_WORD}(?:{_NEXT}){{0,3}}"
 _CUE_BY = (
     r"(?:electronically\s+)?(?:signed|dictated|reported|read|reviewed|verified|approved|transcribed|authenticated|"
     r"interpreted|finalized|finalised|prepared|requested|referred|performed)\s+by"
 )
 _CUE_TO = r"(?:discussed|communicated|conveyed|relayed|telephoned|phoned|reported|spoke|shared)\s+(?:with|to)"
 _CUE_ROLE = (
-    r"(?:(?:patient(?:'s)?|pt)\s+name|name|patient|(?:referring|ordering|requesting|attending|reporting|consulting|"
+    r"(?:(?:patient(?:'s)?|pt)\s+name|name|(?:referring|ordering|requesting|attending|reporting|consulting|"
     r"interpreting)\s+(?:physician|doctor|radiologist|provider|clinician)|radiologist|physician|attending|resident|"
     r"technologist|surgeon|consultant|signature|signed|cc)"
 )
@@ -142,21 +151,24 @@ _SURNAME = (
     "金韦贾夏付邹熊孟秦邱侯江尹薛闫段雷龙史陶贺毛郝顾龚邵万覃武钱戴严莫孔]"
 )
 _TITLE = r"(?:Dr|Mr|Mrs|Ms|Miss|Prof|Professor|Doctor)\b\.?(?:[ \t]+(?:Dr|med|Prof)\b\.?)*"
-_DEGREE = r"(?:M\.?D\b\.?|MBBS\b|FRCR\b|FRCPC\b|Ph\.?D\b\.?|RN\b)"
 _HAN_ROLE = (
     r"(?:患者姓名|病人姓名|姓名|(?:报告|审核|诊断|书写|检查|申请|主治|上级)医[师生]|(?:检查)?技师|报告者|审核者|审核人|报告人|"
-    r"记录人|签名|患者|病人)"
+    r"记录人|签名)"
 )
-_HAN_TITLE = r"(?:副?主任医师|主治医师|医师|医生|主任|教授|护士长?|大夫|院长)"
+_HAN_TITLE = r"\s*(?:副?主任医师|主治医师|医师|医生|主任|教授|护士长?|大夫|院长)"
+_HAN_NAME = rf"{_SURNAME}{_HAN}{{1,2}}"
 _NAMES = [
-    rf"\b{_TITLE}[ \t]+(?P<value>{_PERSON})",
+    rf"\b{_TITLE}(?:[ \t]+|(?<=\.))(?P<value>{_PERSON})",
     rf"(?i:\b(?:{_CUE_BY}|{_CUE_TO})\s*:?[ \t]*)(?:Dr\.?[ \t]+)?(?P<value>{_PERSON})",
     rf"(?i:\b{_CUE_ROLE}\s*[:：][ \t]*)(?P<value>{_PERSON})",
+    rf"(?i:\bpatient\s*[:：][ \t]*)(?P<value>{_WORD}(?:{_NEXT}){{1,3}})",
     rf"\b(?P<value>{_WORD}(?:[ \t]+{_WORD}){{0,2}}),?[ \t]+{_DEGREE}",
     rf"{_HAN_ROLE}\s*[:：]\s*(?P<value>(?!男|女|无|未){_HAN}[·\u4e00-\u9fff]{{1,3}}"
     rf"(?:[、/ ,，]{_HAN}{{2,3}})*)(?!{_HAN})",
+    rf"(?:患者|病人|审核|复核)\s*[:：]\s*(?P<value>{_HAN_NAME})(?!{_HAN})",
+    rf"(?:患者|病人|(?<![\s\S])|(?<=[\n。；]))(?P<value>{_HAN_NAME})(?=\s*[，,（(]\s*[男女](?!{_HAN}))",
     r"(?:(?<=[与和由经请致询,，。；;:：\s(（])|(?<![\s\S]))"
-    rf"(?P<value>{_SURNAME}(?!何|年资|级){_HAN}{{0,2}}?)(?={_HAN_TITLE})",
+    rf"(?P<value>{_SURNAME}(?!何|围|年资|级){_HAN}{{0,2}}?)(?={_HAN_TITLE})",
 ]
 _AGES = [r"(?<![\d.])(?P<value>9\d|1[01]\d)(?=[\s-]*(?:years?|yrs?|y)[\s/.-]*(?:old\b|o\b)|\s*岁)"]
 

@@ -14,6 +14,7 @@ from mu2llm.text.words import lexicon
 
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
+_BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
 _LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
 _LUNG_PLACES = (
     *("upper lobe", "middle lobe", "lower lobe", "upper and lower lobes", "upper and middle lobes"),
@@ -84,12 +85,17 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
     if by_entity:
         return [replace(mention, entity=name, sites=tuple(sites)) for name, sites in by_entity.items()]
-    return [replace(mention, entity=facts["default"])] if facts["default"] and not own else []
+    if own:
+        return []
+    for before in range(index - 1, -1, -1):  # "no nodule in the thyroid; right lobe nodule"
+        if row.spans[mentions[before].at].value == span.value and not _lung_place(row, words):
+            return [replace(mention, entity=one.entity) for one in named(row, mentions, before)[:1]]
+    return [replace(mention, entity=facts["default"])] if facts["default"] else []
 
 
 def listed_with(row: Row, mention: Mention, following: Mention) -> bool:
-    """Whether only commas, "and" or "or" stand between two mentions."""
-    return all(code in _LIST for code in row.codes[mention.at + 1 : following.first])
+    """Whether only commas, "and", "or", "vs" or a bracket stand between two mentions."""
+    return all(code in _BESIDE for code in row.codes[mention.at + 1 : following.first])
 
 
 def _sites_after(row: Row, mention: Mention) -> list[int]:
@@ -105,6 +111,10 @@ def _sites_after(row: Row, mention: Mention) -> list[int]:
         elif _site(row, i) and (linked or sites):
             sites.append(i)
     return sites
+
+
+def _lung_place(row: Row, words: range) -> bool:
+    return any(_site(row, i) == "lungs" for i in words)
 
 
 def _compatible(row: Row, sites: list[int], facts: dict[str, Any]) -> list[int]:

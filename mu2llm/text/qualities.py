@@ -39,6 +39,8 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
     own = [*before, *after]
     codes, spans = row.codes, row.spans
     sizes = _sizes(row, range(*row.bounds(mention.clause)) if len(beside) == 1 else own)
+    if not sizes and site_in_lead:  # "the aorta measures 4.5 cm and is dilated"
+        sizes = [spans[i].value for i in lead if codes[i] == "#" and codes[max(i - 1, 0)] in "VP"][:1]
     severities = [spans[i].value for i in own if codes[i] == "g"]
     attributes = [spans[i].value for i in own if codes[i] == "a"]
     if codes[mention.at] == "H" and "attribute" in lexicon().heads[spans[mention.at].value]:
@@ -107,7 +109,16 @@ def _antecedent(row: Row, mention: Mention) -> range:
 
 
 def _sizes(row: Row, where: Iterable[int]) -> list[tuple[float, ...]]:
-    return [row.spans[i].value for i in where if row.codes[i] == "#" and not _earlier(row, i)]
+    return [told for i in where if row.codes[i] == "#" and (told := _now(row, i))]
+
+
+def _now(row: Row, i: int) -> tuple[float, ...]:
+    """What a size tells of now; of "from 5 mm to 9 mm" the last, of "previously 5 mm" nothing."""
+    span = row.spans[i]
+    if not _earlier(row, i):
+        return tuple(span.value)
+    grown = row.word(i - 1).endswith("from") and " to " in row.text[span.start : span.end]
+    return tuple(span.value[-1:]) if grown else ()
 
 
 def _earlier(row: Row, i: int) -> bool:
@@ -146,12 +157,16 @@ def _status(row: Row, mentions: list[Mention], mention: Mention) -> str:
     begin, end = row.bounds(mention.clause)
     before, after = row.codes[begin : mention.at], row.codes[mention.at + 1 : end]
     denied = "N" in before or "M" in after
-    if "U" in before or "W" in after:
+    if "U" in before or "W" in after or "v" in row.codes[max(begin, mention.at - 1) : mention.at + 2]:
+        return "uncertain"
+    if after[:2] == "?)" or ("v" in before and "," not in before):
         return "uncertain"
     for i in range(begin, end):
         if row.codes[i] != "B":
             continue
         # "likely pneumonia" holds for what follows; "pneumonia is likely" for what precedes.
+        if row.codes[i - 1] == "," and row.codes[i + 1 : i + 2] in ("w", "a"):
+            continue  # "effusion, likely physiologic": the effusion is sure
         looks_ahead = any(i < other.at < end for other in mentions)
         if (i < mention.at) if looks_ahead else (i > mention.at):
             return "absent" if denied else "uncertain"

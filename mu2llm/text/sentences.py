@@ -16,8 +16,8 @@ _UNIT_GOES_ON = re.compile(r"(?:in|by|x|×|at|on|and|with|to|thick|wide|long|fro
 
 _STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|(?<=[a-z)])[.!?](?=[A-Z][a-z])|[。！？；]+[”’」』）]*|\n")
 _MARKER = re.compile(r"\s*(?:(?:\d{1,2}[.)](?!\d)|[-*•·–])\s*)?")
-_MARKER_NUMBER = re.compile(r"(?:[A-Za-z/&, -]{1,60}[::])?[\s*•-]*\d{0,2}")  # "1." or "Impression: 1."
-_HEADING = re.compile(r"[A-Z][A-Za-z/&, -]{1,60}[::]\s*$|[\u4e00-\u9fff]{2,8}[::]\s*$")
+_MARKER_NUMBER = re.compile(r"(?:[A-Za-z/&, -]{1,60}[:：])?[\s*•-]*\d{0,2}")  # "1." or "Impression: 1."
+_HEADING = re.compile(r"[A-Z][A-Za-z/&, -]{1,60}[:：]\s*$|[\u4e00-\u9fff]{2,8}[:：]\s*$")
 _LIST_ITEM = re.compile(r"[ \t]*(?:\d{1,2}[.)](?!\d)\s|[-*•·–]\s)")
 
 
@@ -52,6 +52,8 @@ def _split(text: str) -> tuple[Sentence, ...]:
                 continue
         elif stop.group()[0] == "." and not _is_full_stop(text, begin, stop.start()):
             continue
+        elif stop.group() == "?)" and "(" in text[begin : stop.start()]:
+            continue  # "(cyst?)"
         _add(sentences, text, begin, stop.end())
         begin = stop.end()
     _add(sentences, text, begin, len(text))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mu2llm.text import chinese
+
 _NUMBER = r"\d+(?:[.,]\d+)?"
 _LENGTH_UNIT = r"(?:mm|cm|millimet(?:er|re)s?|centimet(?:er|re)s?)"
 _SIZE = rf"{_NUMBER}(?:\s*{_LENGTH_UNIT}?\s*(?:[x×*]|-|–|to|by)\s*{_NUMBER}){{0,2}}\s*-?\s*{_LENGTH_UNIT}\b"
@@ -21,7 +23,7 @@ _TOKEN = re.compile(
 _PART = re.compile(rf"({_NUMBER})[\s-]*({_LENGTH_UNIT})?", re.I)
 
 # Codes of single words and marks; phrases of the word lists have codes of their own (CODES).
-_MARKS = {",": ",", ";": ";", ":": ":", "(": "(", ")": ")", "/": "O", "；": ";", "，": ","}
+_MARKS = {",": ",", ";": ";", ":": ":", "(": "(", ")": ")", "/": "O", "?": "?", "；": ";", "，": ","}
 
 CODES = {
     "negation_before": "N",
@@ -29,6 +31,8 @@ CODES = {
     "uncertain_before": "U",
     "uncertain_after": "W",
     "uncertain_either": "B",
+    "versus": "v",
+    "idle": "w",
     "comparison": "c",
     "earlier": "p",
     "severity": "g",
@@ -50,6 +54,9 @@ CODES = {
     "the": "D",
     "a": "A",
 }
+
+
+CHINESE_CODES = CODES | {"entities": "E", "heads": "H", "sites": "S"}
 
 
 class Span(NamedTuple):
@@ -147,6 +154,8 @@ def lemma(word: str) -> str:
 
 def spans(sentence: str) -> list[Span]:
     """The sentence as a row of spans, longest phrases first; unknown words have the code w."""
+    if chinese.is_chinese(sentence):
+        return [Span(*token) for token in chinese.tokens(sentence, CHINESE_CODES)]
     tree = lexicon().tree
     tokens: list[tuple[str, str, int, int]] = []
     for match in _TOKEN.finditer(sentence):

@@ -14,8 +14,14 @@ from typing import Any, get_type_hints
 import yaml
 
 STAGES = ("vision", "sft", "dpo")
-SCHEDULES = ("cosine", "linear", "constant_with_warmup")
-LOSSES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm")
+CHOICES = {
+    "stage": STAGES,
+    "schedule": ("cosine", "linear", "constant_with_warmup"),
+    "group": ("none", "length", "study"),
+    "objective": ("labels", "contrastive"),
+    "loss_type": ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down", "sigmoid_norm"),
+    "resume": ("auto", "never"),
+}
 PRESET_SECTIONS = ("common", *STAGES, "preferences")
 
 
@@ -32,14 +38,22 @@ class TrainConfig:
         cache: folder of the prepared frames; empty: `frames/` beside `studies`.
         tasks: weight of each task in an SFT epoch: 1 all its samples once, 0.5 half of them, 2 all twice;
             a task that is not named is left out.
+        objective: what vision pre-training learns from: labels of the findings that reports state, or
+            contrastive, to tell each volume's own report from the others of the batch.
+        lora_rank: above 0 the decoder learns by low-rank adapters alone (LoRA), scaled by `lora_alpha` /
+            `lora_rank` and merged into it at the end.
         freeze: parts of the model that do not learn, by the start of their parameters' names.
         learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: AdamW and its course.
         epochs: passes over the data; `max_steps` > 0 ends earlier or later and goes before it.
         per_device_batch, grad_accum: a step reads processes × per_device_batch × grad_accum samples.
+        group: none reads samples at random; length reads those of like length together, so that little of a
+            batch is padding; study (sft) also keeps up to four samples of a study together, whose volume is
+            then encoded once.
+        workers: processes that prepare batches ahead, for each training process; 0: it does so itself.
         bf16: compute in bfloat16. gradient_checkpointing: less memory, a third more time.
         zero_stage: DeepSpeed ZeRO 1, 2 or 3; 0 trains without DeepSpeed.
         offload: the optimizer's state in host memory.
-        save_steps: a checkpoint every so many steps; `keep_checkpoints` newest stay.
+        save_steps: a checkpoint every so many steps; the `keep_checkpoints` newest stay, at least two.
         log_steps: a progress line every so many steps.
         eval_steps: validation loss every so many steps (0: never) on at most `eval_limit` samples of the
             val split, with their volumes and again with blank ones: the gap tells whether the model looks.
@@ -48,6 +62,8 @@ class TrainConfig:
         sft_weight: how much of the chosen draft's own cross-entropy is added to DPO's loss; it keeps the
             chosen draft from becoming unlikely together with the rejected one.
         reference_batch: pairs a time while the reference's log-probabilities are computed.
+        tracking_uri: where MLflow keeps the run (sqlite:///path/mlflow.db or a server's address); empty: not
+            at all. `experiment` is the experiment's name there.
     """
 
     stage: str
@@ -57,6 +73,9 @@ class TrainConfig:
     studies: str = ""
     cache: str = ""
     tasks: dict[str, float] = field(default_factory=lambda: {"report": 1.0})
+    objective: str = "labels"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     freeze: list[str] = field(default_factory=list)
     learning_rate: float = 1e-4
     schedule: str = "cosine"
@@ -67,6 +86,8 @@ class TrainConfig:
     max_steps: int = 0
     per_device_batch: int = 1
     grad_accum: int = 1
+    group: str = "none"
+    workers: int = 0
     seed: int = 0
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -83,21 +104,23 @@ class TrainConfig:
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
     reference_batch: int = 8
+    tracking_uri: str = ""
+    experiment: str = "mu2llm-training"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             setattr(self, name, _typed(name, hint, getattr(self, name)))
-        for name, allowed in (("stage", STAGES), ("schedule", SCHEDULES), ("loss_type", LOSSES)):
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        if self.resume not in ("auto", "never"):
-            raise ValueError(f"resume: {self.resume!r} is not one of auto, never")
         for name, least, most in (
             ("zero_stage", 0, 3),
             ("per_device_batch", 1, None),
             ("grad_accum", 1, None),
             ("save_steps", 1, None),
-            ("keep_checkpoints", 1, None),
+            ("keep_checkpoints", 2, None),  # the newest may be torn
+            ("workers", 0, 64),
+            ("lora_rank", 0, 1024),
             ("log_steps", 1, None),
             ("eval_steps", 0, None),
             ("eval_limit", 1, None),
@@ -112,11 +135,15 @@ class TrainConfig:
             if value < least or (most is not None and value > most):
                 bound = f"at least {least}" if most is None else f"from {least} to {most}"
                 raise ValueError(f"{name}: {value} must be {bound}")
-        for name in ("learning_rate", "beta", "max_grad_norm"):
+        for name in ("learning_rate", "beta", "max_grad_norm", "lora_alpha"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
         if self.epochs <= 0 and not self.max_steps:
             raise ValueError(f"epochs: {self.epochs} must be above 0, or give max_steps")
+        if self.group == "study" and self.stage != "sft":
+            raise ValueError(
+                f"group: study is for sft; in {self.stage} a study is read once: set group=length"
+            )
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload: true needs DeepSpeed; set zero_stage to 1, 2 or 3")
 

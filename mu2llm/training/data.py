@@ -3,12 +3,12 @@
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 from torch.utils.data import Dataset
 
 from mu2llm.data.frames import FrameCache
@@ -17,36 +17,42 @@ from mu2llm.model import Mu2Processor
 
 
 class SampleDataset(Dataset):
-    """Samples with the frames of their volumes. `blank` gives every sample a volume of air instead."""
+    """Samples. `blank` has every volume read as one of air."""
 
-    def __init__(self, samples: Sequence[Sample], frames: FrameCache, blank: bool = False):
+    def __init__(self, samples: Sequence[Sample], blank: bool = False):
         self.samples = samples
-        self.frames = frames
         self.blank = blank
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.samples[index]
-        frames = self.frames[sample.volume]
-        return {
-            "sample_id": sample.sample_id,
-            "question": sample.question,
-            "answer": sample.answer,
-            "frames": np.zeros_like(frames) if self.blank else frames,
-        }
+    def __getitem__(self, index: int) -> tuple[Sample, bool]:
+        return self.samples[index], self.blank
 
 
-def collate_samples(processor: Mu2Processor) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
-    """Batches for SFT: padded on the right, the loss on the answer and its end token only."""
+def collate_samples(
+    processor: Mu2Processor, frames: Mapping[str, np.ndarray] | FrameCache
+) -> Callable[[list[tuple[Sample, bool]]], dict[str, Any]]:
+    """Batches for SFT: padded on the right, the loss on the answer and its end token only.
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    Logits are wanted where answers stand, not over the visual tokens: `labels` holds those columns alone. A
+    volume that several rows ask about is there once; `volume_index` tells each row's.
+    """
+
+    def collate(rows: list[tuple[Sample, bool]]) -> dict[str, Any]:
+        samples = [sample for sample, _ in rows]
+        places = {volume: place for place, volume in enumerate(dict.fromkeys(s.volume for s in samples))}
         try:
-            columns = ([row[name] for row in rows] for name in ("frames", "question", "answer"))
-            return dict(processor(*columns))
+            batch = processor(None, [s.question for s in samples], [s.answer for s in samples])
+            batch["pixel_values"] = processor.stack([frames[volume] for volume in places])
         except ValueError as error:
-            raise ValueError(f"samples {', '.join(row['sample_id'] for row in rows)}: {error}") from error
+            raise ValueError(f"samples {', '.join(s.sample_id for s in samples)}: {error}") from error
+        if any(blank for _, blank in rows):
+            batch["pixel_values"].zero_()
+        first = int((batch["labels"] != -100).any(0).nonzero()[0])
+        labels = batch["labels"][:, first - 1 :]  # a token is told by the logits of the one before it
+        index = torch.tensor([places[sample.volume] for sample in samples])
+        return {**batch, "labels": labels, "logits_to_keep": labels.shape[1], "volume_index": index}
 
     return collate
 

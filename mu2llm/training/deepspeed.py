@@ -20,6 +20,8 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any] | None:
     if config.zero_stage == 3:
         # Without it a saved ZeRO-3 model would be a folder of shards that from_pretrained cannot read.
         zero["stage3_gather_16bit_weights_on_model_save"] = True
+        # Ten rows, not DeepSpeed's 100,000 numbers: of a small model nothing would be cut up at all.
+        zero["stage3_param_persistence_threshold"] = "auto"
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

@@ -3,16 +3,18 @@ the model that training starts from (the reference).
 
     python -m torch.distributed.run --standalone --nproc_per_node=2 -m mu2llm.training.dpo --config dpo.yaml
 
-What differs from TRL's own use: the pair's volume is read once for both drafts, and the reference's
-log-probabilities are computed once, before training, and stored beside the run.
+What differs from TRL's own use: the pair's volume and prompt are read once for both drafts, and the
+reference's log-probabilities are computed once, before training, and stored beside the run.
 """
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, disable_progress_bars, load_from_disk
 from torch import Tensor
 from transformers import set_seed
@@ -27,6 +29,7 @@ from mu2llm.training.config import TrainConfig
 from mu2llm.training.data import digest, read_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
+from mu2llm.training.trainer import Grouped, StageTrainer, samples_a_step
 from mu2llm.training.worker import main
 
 
@@ -46,22 +49,77 @@ class PairModel(Mu2ForConditionalGeneration):
         question_mask: Tensor,
         use_cache: bool = False,
     ) -> BaseModelOutputWithPast:
-        """Hidden states (2B, L, D) of B chosen, then B rejected rows, which share B volumes and questions."""
-        visual = self.encode_volume(pixel_values, question_ids, question_mask)
+        """Hidden states (2B, L, D) of B chosen, then B rejected rows, which share B volumes and questions.
+
+        A volume is encoded once, and what the two rows of a pair begin with in common, the prompt first of
+        all, is read once: a row of the decoder's batch is that beginning, the rest of the chosen row, and the
+        rest of the rejected one, which does not see the chosen.
+        """
+        packed = pack(input_ids, attention_mask)
+        mask = torch.zeros(packed.visible.shape, device=input_ids.device, dtype=self.dtype)
         output = Mu2ForConditionalGeneration.forward(
             self,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            visual_tokens=torch.cat([visual, visual]),
+            input_ids=packed.input_ids,
+            attention_mask=mask.masked_fill(~packed.visible, torch.finfo(self.dtype).min),
+            position_ids=packed.position_ids,
+            visual_tokens=self.encode_volume(pixel_values, question_ids, question_mask),
             output_hidden_states=True,
             logits_to_keep=1,  # TRL multiplies by the LM head itself, in pieces
             use_cache=use_cache,
         )
         assert output.hidden_states is not None
-        return BaseModelOutputWithPast(last_hidden_state=output.hidden_states[-1])
+        return BaseModelOutputWithPast(last_hidden_state=packed.unpack(output.hidden_states[-1]))
 
 
-class PairTrainer(DPOTrainer):
+@dataclass
+class Packed:
+    """B pairs of rows as B rows: `shared` tokens, then both rests, `chosen` tokens of the first one.
+
+    input_ids (B, N), position_ids (B, N), visible (B, 1, N, N): which tokens (last axis) each token sees.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    visible: Tensor
+    shared: int
+    chosen: int
+    width: int
+
+    def unpack(self, states: Tensor) -> Tensor:
+        """States (B, N, D) → (2B, `width`, D), chosen rows first; zeros where the rows are padded."""
+        shared, chosen, rejected = states.tensor_split([self.shared, self.shared + self.chosen], dim=1)
+        rows = [torch.cat([shared, rest], dim=1) for rest in (chosen, rejected)]
+        return torch.cat([F.pad(row, (0, 0, 0, self.width - row.shape[1])) for row in rows])
+
+
+def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
+    """Packs (2B, L) rows, padded on the right; B chosen ones come first."""
+    ids, mask = (tensor.unflatten(0, (2, -1)) for tensor in (input_ids, attention_mask.bool()))
+    alike = (ids[0] == ids[1]) & mask.all(0)
+    shared = int(alike.long().cumprod(1).sum(1).min())
+    ends = mask.sum(2).amax(1).tolist()
+    rests = [(side, slice(shared, end)) for side, end in enumerate(ends)]
+
+    def joined(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor[0, :, :shared], *(tensor[side, :, rest] for side, rest in rests)], dim=1)
+
+    chosen = ends[0] - shared
+    tokens = joined(ids)
+    place = torch.arange(tokens.shape[1], device=ids.device)
+    second = place >= shared + chosen
+    between = (place >= shared) & ~second
+    visible = (place[:, None] >= place) & ~(second[:, None] & between)
+    return Packed(
+        input_ids=tokens,
+        position_ids=(place - chosen * second).expand_as(tokens),
+        visible=(visible & joined(mask)[:, None])[:, None],
+        shared=shared,
+        chosen=chosen,
+        width=input_ids.shape[1],
+    )
+
+
+class PairTrainer(StageTrainer, DPOTrainer):
     """TRL's trainer, given rows that are already token ids."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
@@ -98,6 +156,10 @@ def train(config: TrainConfig) -> bool:
         processing_class=processor.tokenizer,
         data_collator=collate_pairs(processor, frames),
     )
+    if config.group == "length":
+        sides = zip(pairs["chosen_ids"], pairs["rejected_ids"], strict=True)
+        lengths = [sum(map(len, pair)) for pair in sides]
+        trainer.order = Grouped(lengths, samples_a_step(args), config.seed)
     if trainer._precompute_engine is not None:
         trainer._precompute_engine.destroy()  # or this forward-only engine's ZeRO-3 hooks stay on the model
         trainer._precompute_engine = None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 RESTART_ME = 143  # 128 + SIGTERM: a checkpoint is written and the same command goes on from it
 ERROR_MARK = "mu2-error: "  # workers put it before the one line that says what went wrong
@@ -79,14 +80,21 @@ def _run(command: list[str], environment: dict[str, str], log: Path, prefix: str
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                file.write(line)
-                file.flush()
+                _write(file, line)
                 tail.append(line.rstrip())
                 if line.startswith(prefix):
                     print(line.rstrip(), flush=True)
             return process.wait(), list(tail)
         finally:
             _end(process)
+
+
+def _write(file: TextIO, line: str) -> None:
+    try:
+        file.write(line)
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _end(process: subprocess.Popen) -> None:

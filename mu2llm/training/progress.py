@@ -1,6 +1,5 @@
 """One line now and then instead of a moving bar: step, loss, seconds a step, time left."""
 
-import math
 import time
 from typing import Any
 
@@ -12,11 +11,12 @@ SHOWN = {  # what transformers and TRL log, and how it reads here
     "rewards/margins": "margin",
     "eval_val_loss": "val loss",
     "eval_blank_loss": "val loss with blank volumes",
+    "studies_per_second": "studies/s",
 }
 
 
 class Progress(TrainerCallback):
-    """Prints from the first process only; a loss that is not a number ends the run in all."""
+    """Prints from the first process only."""
 
     def __init__(self, stage: str):
         self.stage = stage
@@ -36,11 +36,6 @@ class Progress(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        loss = logs.get("loss")
-        if loss is not None and not math.isfinite(float(loss)):
-            raise ValueError(
-                f"the loss became {loss} at step {state.global_step}: lower learning_rate, or bf16=false"
-            )
         shown = [f"{name} {float(logs[key]):.4g}" for key, name in SHOWN.items() if key in logs]
         closing = "train_runtime" in logs  # transformers' summary, which says nothing new
         if not shown or closing or not state.is_world_process_zero:

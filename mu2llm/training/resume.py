@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-WHOLE = "whole.json"  # written last: a checkpoint without it is torn
+WHOLE = "whole.json"  # written last; names every file with its size: what does not agree with it is torn
 
 
 def newest_checkpoint(folder: str | Path, run: dict[str, Any]) -> Path | None:
@@ -19,7 +19,7 @@ def newest_checkpoint(folder: str | Path, run: dict[str, Any]) -> Path | None:
     `run` is what the checkpoint must have been written by (settings, data, number of processes); where it
     differs, `ValueError` names the first difference. Torn checkpoints are passed over.
     """
-    whole = [path for path in Path(folder).glob("checkpoint-*") if (path / WHOLE).is_file()]
+    whole = [path for path in Path(folder).glob("checkpoint-*") if is_whole(path)]
     if not whole:
         return None
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
@@ -33,10 +33,26 @@ def newest_checkpoint(folder: str | Path, run: dict[str, Any]) -> Path | None:
     return newest
 
 
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end and nothing of it was lost since."""
+    mark = checkpoint / WHOLE
+    if not mark.is_file():
+        return False
+    sizes = json.loads(mark.read_text(encoding="utf-8"))["files"]
+    return all(
+        (p := checkpoint / name).is_file() and p.stat().st_size == size for name, size in sizes.items()
+    )
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+
+
 def clear(folder: str | Path, keep: Path | None) -> None:
     """Removes checkpoints that are torn or, with `keep` None, all of them."""
     for path in Path(folder).glob("checkpoint-*"):
-        if keep is None or not (path / WHOLE).is_file():
+        if keep is None or not is_whole(path):
             shutil.rmtree(path)
 
 
@@ -78,7 +94,8 @@ class Checkpoints(TrainerCallback):
         if dist.is_initialized():
             dist.barrier()  # every process has written its shard
         if state.is_world_process_zero:
-            mark = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / WHOLE
-            temporary = mark.with_suffix(".part")
-            temporary.write_text(json.dumps({**self.run, "step": state.global_step}), encoding="utf-8")
-            temporary.replace(mark)
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            record = {**self.run, "step": state.global_step, "files": _sizes(checkpoint)}
+            temporary = checkpoint / f"{WHOLE}.part"
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.replace(checkpoint / WHOLE)

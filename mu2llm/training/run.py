@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+import mu2llm
 from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Study
 from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor, load
@@ -17,11 +18,16 @@ from mu2llm.training.config import TrainConfig
 from mu2llm.training.config import save as save_config
 from mu2llm.training.data import digest
 from mu2llm.training.deepspeed import deepspeed_config
+from mu2llm.training.lora import add_adapters, merge
 from mu2llm.training.progress import Progress
 from mu2llm.training.resume import Checkpoints, clear, newest_checkpoint
+from mu2llm.training.tracking import MlflowRun, code_digest
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
-FREE = ("model", "out", "data", "studies", "cache", "resume", "save_steps", "keep_checkpoints", "log_steps")
+FREE = (
+    *("model", "out", "data", "studies", "cache", "resume"),
+    *("save_steps", "keep_checkpoints", "log_steps", "workers", "tracking_uri", "experiment"),
+)
 
 
 def training_arguments(config: TrainConfig) -> dict[str, Any]:
@@ -53,7 +59,8 @@ def training_arguments(config: TrainConfig) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if config.eval_steps else "no",
         "eval_steps": config.eval_steps or None,
-        "dataloader_num_workers": 0,
+        "dataloader_num_workers": config.workers,
+        "dataloader_persistent_workers": config.workers > 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
         "disable_tqdm": True,
@@ -67,6 +74,8 @@ def load_model(
     """The model to train, its frozen parts marked, and its processor."""
     model, processor = load.load_model(config.model, kind, dtype=torch.float32)
     model.config.use_cache = False
+    if config.lora_rank:
+        add_adapters(model.language_model, config.lora_rank, config.lora_alpha)
     for prefix in config.freeze:
         frozen = [p for name, p in model.named_parameters() if name.startswith(prefix)]
         if not frozen:
@@ -117,21 +126,44 @@ def run(trainer: Trainer, config: TrainConfig, processor: Mu2Processor) -> bool:
         print(f"{config.stage} {size} samples, processes: {trainer.args.world_size}, {where}", flush=True)
     trainer.accelerator.wait_for_everyone()
 
+    tracked = None
+    if config.tracking_uri and trainer.is_world_process_zero():
+        tracked = MlflowRun(config, settings)
+        trainer.add_callback(tracked)
+    status = "FAILED"
+    try:
+        status = _train(trainer, config, processor, checkpoints, start, settings)
+    finally:
+        if tracked:
+            tracked.finish(status)
+    return status == "FINISHED"
+
+
+def _train(
+    trainer: Trainer,
+    config: TrainConfig,
+    processor: Mu2Processor,
+    checkpoints: Checkpoints,
+    start: Path | None,
+    settings: dict[str, Any],
+) -> str:
+    """How it ended, in MLflow's words: FINISHED, or KILLED by SIGTERM with a checkpoint written."""
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     if checkpoints.stopped:
         if trainer.is_world_process_zero():
             print(f"{config.stage} stopped with a checkpoint at step {trainer.state.global_step}", flush=True)
-        return False
-    _save_model(trainer, processor, Path(config.out) / "model")
+        return "KILLED"
+    _save_model(trainer, config, processor)
     if trainer.is_world_process_zero():
         _write_record(trainer, config, settings, time.monotonic() - begun)
         print(f"{config.stage} done: {Path(config.out) / 'model'}", flush=True)
-    return True
+    return "FINISHED"
 
 
-def _save_model(trainer: Trainer, processor: Mu2Processor, folder: Path) -> None:
-    """Writes model and processor, whole or not at all."""
+def _save_model(trainer: Trainer, config: TrainConfig, processor: Mu2Processor) -> None:
+    """Writes model and processor to `out/model`, whole or not at all."""
+    folder = Path(config.out) / "model"
     wrapped = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     weights = trainer.accelerator.get_state_dict(wrapped)  # ZeRO-3 gathers here, in every process
     if trainer.is_world_process_zero():
@@ -144,6 +176,8 @@ def _save_model(trainer: Trainer, processor: Mu2Processor, folder: Path) -> None
         model.config.use_cache = True
         # Vision pre-training's heads read labels; they are no part of the model.
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
+        if config.lora_rank:
+            weights = merge(weights, config.lora_alpha / config.lora_rank)
         for tied in model.all_tied_weights_keys:  # one tensor under two names; DeepSpeed hands out two copies
             weights.pop(tied, None)
         model.save_pretrained(temporary, state_dict=weights)
@@ -167,7 +201,12 @@ def _write_record(trainer: Trainer, config: TrainConfig, settings: dict[str, Any
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
         "seconds": round(seconds, 1),  # of this run; a resumed one does not count the time before
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "versions": {
+            "mu2llm": mu2llm.__version__,
+            "code_sha256": code_digest(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
         "log": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
     }
     path = Path(config.out) / "train.json"

@@ -3,12 +3,13 @@
 python -m torch.distributed.run --standalone --nproc_per_node=2 -m mu2llm.training.sft --config sft.yaml
 """
 
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from mu2llm.training.config import TrainConfig
 from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
+from mu2llm.training.trainer import Grouped, StageTrainer, samples_a_step
 from mu2llm.training.worker import main
 
 
@@ -31,16 +32,21 @@ def train(config: TrainConfig) -> bool:
                 "eval_steps is set but the val split holds no sample of the tasks: set eval_steps=0"
             )
         evaluation = {
-            "val": SampleDataset(held_out, frames),
-            "blank": SampleDataset(held_out, frames, blank=True),
+            "val": SampleDataset(held_out),
+            "blank": SampleDataset(held_out, blank=True),
         }
-    trainer = Trainer(
+    epoch = mix(samples["train"], config.tasks, config.seed)
+    trainer = StageTrainer(
         model=model,
         args=args,
-        train_dataset=SampleDataset(mix(samples["train"], config.tasks, config.seed), frames),
+        train_dataset=SampleDataset(epoch),
         eval_dataset=evaluation,
-        data_collator=collate_samples(processor),
+        data_collator=collate_samples(processor, frames),
     )
+    if config.group != "none":
+        lengths = [len(sample.question) + len(sample.answer) for sample in epoch]
+        studies_of = [sample.study_id for sample in epoch] if config.group == "study" else None
+        trainer.order = Grouped(lengths, samples_a_step(args), config.seed, studies_of)
     return run(trainer, config, processor)
 
 

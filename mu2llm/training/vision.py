@@ -2,127 +2,37 @@
 
     python -m torch.distributed.run --standalone --nproc_per_node=2 -m mu2llm.training.vision --config v.yaml
 
-It takes the place of M3D-CLIP in the published chain where no pre-trained tower is at hand. The labels are
-what the training reports state as present, read by rules: each finding, and each once more with its amount,
-place or character ("pleural effusion, left" and "pleural effusion, left, large"). No other truth is used. The
-decoder rests, and the heads that read the labels are thrown away at the end.
+It takes the place of M3D-CLIP in the published chain where no pre-trained tower is at hand. `objective` tells
+from what: labels of the findings that reports state (mu2llm.training.labels), or the reports themselves
+(mu2llm.training.contrastive). The decoder rests, and the heads are thrown away at the end.
 """
 
-from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, get_scheduler, set_seed
-from transformers.modeling_outputs import ModelOutput
+from torch import nn
+from transformers import TrainingArguments, get_scheduler, set_seed
 
 from mu2llm.data.frames import FrameCache
-from mu2llm.data.records import REPORT_QUESTION, Study
-from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration
-from mu2llm.text.findings import extract, finding_keys
+from mu2llm.data.records import Study
+from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.training.config import TrainConfig
+from mu2llm.training.contrastive import MatchingModel, ReportDataset, collate_reports
 from mu2llm.training.data import read_studies
 from mu2llm.training.deepspeed import prepare_runtime
+from mu2llm.training.labels import LabelDataset, SeeingModel, collate_labels, findings_named
 from mu2llm.training.muon import MuonAdamW
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
+from mu2llm.training.trainer import StageTrainer, samples_a_step
 from mu2llm.training.worker import main
 
 MATRIX_LR = 10.0  # Muon's rate for matrices, in learning rates of all else
-MIN_POSITIVES = 8  # a label that fewer reports bear is left out
 
 
-class LabelHead(nn.Module):
-    """Tokens (B, N, D) → one logit for each label (B, C).
-
-    The sum of two readings: the strongest token (for what is small) and an attention-weighted mean (for what
-    is large).
-    """
-
-    def __init__(self, width: int, labels: int):
-        super().__init__()
-        self.query = nn.Parameter(torch.randn(labels, width) * 0.5)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.weight = nn.Parameter(torch.randn(labels, width) * width**-0.5)
-        self.bias = nn.Parameter(torch.zeros(labels))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        strongest = (2 * tokens @ self.weight.T).logsumexp(1) - torch.tensor(tokens.shape[1]).log()
-        attention = (self.key(tokens) @ self.query.T * tokens.shape[2] ** -0.5).softmax(1)
-        return strongest + (attention * (self.value(tokens) @ self.weight.T)).sum(1) + self.bias
-
-
-class SeeingModel(Mu2ForConditionalGeneration):
-    """The model with label heads on the tower's tokens and on the visual tokens."""
-
-    def __init__(self, config: Mu2Config):
-        super().__init__(config)
-        self.heads: nn.ModuleList | None = None
-
-    def add_heads(self, labels: int) -> None:
-        widths = (self.config.vision_config.hidden_size, self.config.text_config.hidden_size)
-        self.heads = nn.ModuleList(LabelHead(width, labels) for width in widths)
-
-    def forward(  # type: ignore[override]
-        self, pixel_values: Tensor, question_ids: Tensor, labels: Tensor
-    ) -> ModelOutput:
-        assert self.heads is not None
-        studies = len(pixel_values)
-        patches = self.vision_tower(pixel_values.flatten(0, 1))
-        refined = self.refiner(self.projector(patches).unflatten(0, (studies, -1)))
-        visual = self.aggregator(refined, self.get_input_embeddings()(question_ids), None)
-        logits = [
-            head(tokens)
-            for head, tokens in zip(
-                self.heads, (patches.unflatten(0, (studies, -1)).flatten(1, 2), visual), strict=True
-            )
-        ]
-        loss = sum(F.binary_cross_entropy_with_logits(logit, labels) for logit in logits)
-        return ModelOutput(loss=loss, logits=logits[1])
-
-
-class LabelDataset(Dataset):
-    """Frames of studies with the findings that their reports name, 0 or 1 in the order of `labels`."""
-
-    def __init__(
-        self, studies: list[Study], labels: list[str], named: dict[str, set[str]], frames: FrameCache
-    ):
-        self.studies, self.labels, self.named, self.frames = studies, labels, named, frames
-
-    def __len__(self) -> int:
-        return len(self.studies)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        study = self.studies[index]
-        truth = [float(label in self.named[study.study_id]) for label in self.labels]
-        return {"frames": torch.from_numpy(self.frames[study.volume]), "labels": torch.tensor(truth)}
-
-
-def findings_named(studies: list[Study]) -> tuple[list[str], dict[str, set[str]]]:
-    """The labels that at least `MIN_POSITIVES` reports bear, and each study's own."""
-    named = {study.study_id: _labels(study.report.text) for study in studies}
-    counts = Counter(key for keys in named.values() for key in keys)
-    labels = sorted(key for key, count in counts.items() if count >= MIN_POSITIVES)
-    if not labels:
-        raise ValueError(
-            f"no finding is named by {MIN_POSITIVES} of the {len(studies)} training reports: "
-            "vision pre-training has nothing to learn from; add studies or start from a pre-trained tower"
-        )
-    return labels, named
-
-
-def _labels(report: str) -> set[str]:
-    labels = set()
-    for finding in extract(report):
-        qualities = [q for q in (finding.severity, finding.location, *finding.attributes) if q]
-        keys = finding_keys([finding])
-        labels |= keys | {f"{key}, {quality}" for key in keys for quality in qualities}
-    return labels
-
-
-def whiten(model: SeeingModel, frames: FrameCache, studies: list[Study], scale: float = 0.5) -> None:
+def whiten(
+    model: Mu2ForConditionalGeneration, frames: FrameCache, studies: list[Study], scale: float = 0.5
+) -> None:
     """Starts the patch embedding as the principal directions of real patches, each at equal strength.
 
     Fine detail, in which small findings live, then starts as loud as the body's outline.
@@ -145,35 +55,34 @@ def train(config: TrainConfig) -> bool:
     prepare_runtime()
     set_seed(config.seed)
     studies = [study for study in read_studies(config.studies).values() if study.split == "train"]
-    labels, named = findings_named(studies)
-    args = TrainingArguments(**training_arguments(config), ddp_find_unused_parameters=False)
-    model, processor = load_model(config, SeeingModel)
+    by_labels = config.objective == "labels"
+    labels, named = findings_named(studies) if by_labels else ([], {})
+    args = TrainingArguments(**training_arguments(config))
+    model, processor = load_model(config, SeeingModel if by_labels else MatchingModel)
+    args.ddp_find_unused_parameters = model.config.selection == "hard"  # no gradient reaches its scores
     frames = load_frames(config, {study.study_id: study for study in studies}, processor, args)
     model.language_model.requires_grad_(False)
-    model.add_heads(len(labels))
+    dataset: LabelDataset | ReportDataset
+    collate: Callable[..., dict[str, Any]]
+    if by_labels:
+        model.add_heads(len(labels))
+        dataset, collate = LabelDataset(studies, labels, named, frames), collate_labels(processor)
+    else:
+        model.add_heads()
+        dataset, collate = ReportDataset(studies, frames), collate_reports(processor)
     whiten(model, frames, studies)
-    question = processor(None, [REPORT_QUESTION])["question_ids"]
-
-    def collate(rows: list[dict[str, Tensor]]) -> dict[str, Any]:
-        return {
-            "pixel_values": torch.stack([row["frames"] for row in rows]),
-            "question_ids": question.expand(len(rows), -1),
-            "labels": torch.stack([row["labels"] for row in rows]),
-        }
 
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {n: p for n, p in learning.items() if p.ndim == 2 and _by_muon(n)}
     others = [p for n, p in learning.items() if n not in matrices]
     rate = config.learning_rate
     optimizer = MuonAdamW(matrices.values(), others, MATRIX_LR * rate, rate)
-    steps = config.max_steps or int(
-        config.epochs * len(studies) / (config.per_device_batch * config.grad_accum * max(1, args.world_size))
-    )
+    steps = config.max_steps or int(config.epochs * len(studies) / samples_a_step(args))
     schedule = get_scheduler(config.schedule, optimizer, int(config.warmup_ratio * steps), steps)
-    trainer = Trainer(
+    trainer = StageTrainer(
         model=model,
         args=args,
-        train_dataset=LabelDataset(studies, labels, named, frames),
+        train_dataset=dataset,
         data_collator=collate,
         optimizers=(optimizer, schedule),
     )

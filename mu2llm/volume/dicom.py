@@ -47,14 +47,18 @@ class Slice:
     numbers: dict[str, np.ndarray]  # Rows, Columns, PixelSpacing (2), position (3), direction (6), rescale
 
 
-def read_series(sources: Sequence[tuple[str, Opener]], source: str) -> Volume:
+WIDEST_GAP = 20.0  # mm; a wider one is not filled in: what stands in it is anyone's guess
+
+
+def read_series(sources: Sequence[tuple[str, Opener]], source: str, allow_gaps: bool = False) -> Volume:
     """Reads the one CT series among `sources`: pairs of a name and a function that opens it.
 
     Returns array (X, Y, Z) = (column, row, slice), int16 HU where it fits. Left out: files that are not
     DICOM, objects without pixels (structured reports ...), localizers. Raises VolumeError for all else that
     is not one evenly spaced stack of slices: several series, missing or doubled slices, gantry tilt, slices
     that differ in size, direction or pixel spacing, other modalities, multi-frame objects, MONOCHROME1,
-    unknown rescale, pixels that do not decode.
+    unknown rescale, pixels that do not decode. With `allow_gaps`, missing and unevenly spaced slices are no
+    reason: the stack is resampled to its usual spacing, linearly between the slices on both sides.
     """
     import pydicom.config
 
@@ -74,8 +78,12 @@ def read_series(sources: Sequence[tuple[str, Opener]], source: str) -> Volume:
         raise VolumeError(f"{source}: {len(uids)} series mixed ({names}); give one series at a time")
     label = f"{source}, series {short_hash(uids[0])}"
     _check_alike(slices, label)
-    order, affine = _stack(slices, label)
-    return check_volume(Volume(_decode([slices[i] for i in order], label), affine, source))
+    order, affine, depths = _stack(slices, label, allow_gaps)
+    array, filled = _decode([slices[i] for i in order], label), ""
+    if depths is not None:
+        array, filled = _resample(array, depths, label)
+        affine[:3, 2] *= (len(depths) - 1) / (array.shape[2] - 1)
+    return check_volume(Volume(array, affine, source, filled=filled))
 
 
 def short_hash(uid: str) -> str:
@@ -149,8 +157,11 @@ def _check_alike(slices: list[Slice], label: str) -> None:
         raise VolumeError(f"{label}: slices of several frames of reference; give one acquisition at a time")
 
 
-def _stack(slices: list[Slice], label: str) -> tuple[list[int], np.ndarray]:
-    """→ the order of the slices along their normal, and the (4, 4) affine to RAS+ mm."""
+def _stack(
+    slices: list[Slice], label: str, allow_gaps: bool
+) -> tuple[list[int], np.ndarray, np.ndarray | None]:
+    """→ the order of the slices along their normal, the (4, 4) affine to RAS+ mm as if they stood evenly, and
+    where they stand in mm when they do not."""
     if len(slices) < 2:
         raise VolumeError(f"{label}: one slice is not a volume")
     row_wards, column_wards = slices[0].numbers["ImageOrientationPatient"].reshape(2, 3)
@@ -166,16 +177,20 @@ def _stack(slices: list[Slice], label: str) -> tuple[list[int], np.ndarray]:
     doubled = int((steps < 0.1 * usual).sum()) if usual > 0 else len(steps)
     if doubled:
         raise VolumeError(f"{label}: {doubled} slices stand at the place of another; remove the duplicates")
-    if steps.max() > 1.5 * usual:
+    length = depths[-1] - depths[0]
+    even = depths[0] + length * np.arange(len(depths)) / (len(depths) - 1)
+    uneven = bool(steps.max() > 1.5 * usual or np.abs(depths - even).max() > 0.1 * usual)
+    if uneven and not allow_gaps:
+        if steps.max() <= 1.5 * usual:
+            raise VolumeError(
+                f"{label}: slices are unevenly spaced ({steps.min():.2f} to {steps.max():.2f} mm); "
+                "--allow-gaps resamples them"
+            )
         i = int(steps.argmax())
         raise VolumeError(
             f"{label}: missing slices, {steps[i]:.2f} mm between {depths[i]:.1f} and {depths[i + 1]:.1f} mm "
-            f"where {usual:.2f} mm is usual; export the series again"
+            f"where {usual:.2f} mm is usual; export the series again, or fill them in with --allow-gaps"
         )
-    length = depths[-1] - depths[0]
-    even = depths[0] + length * np.arange(len(depths)) / (len(depths) - 1)
-    if np.abs(depths - even).max() > 0.1 * usual:
-        raise VolumeError(f"{label}: slices are unevenly spaced ({steps.min():.2f} to {steps.max():.2f} mm)")
     drift = positions - positions[0] - np.outer(depths - depths[0], normal)
     if np.linalg.norm(drift, axis=1).max() > 0.01 * length:
         angle = np.degrees(np.arctan2(np.linalg.norm(drift, axis=1).max(), length))
@@ -186,7 +201,33 @@ def _stack(slices: list[Slice], label: str) -> tuple[list[int], np.ndarray]:
     affine[:3, 1] = column_wards * row_mm
     affine[:3, 2] = (positions[-1] - positions[0]) / (len(positions) - 1)
     affine[:3, 3] = positions[0]
-    return order, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM counts to the left and back, we to RAS
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM counts to the left and back, we to RAS
+    return order, affine, depths if uneven else None
+
+
+def _resample(array: np.ndarray, depths: np.ndarray, label: str) -> tuple[np.ndarray, str]:
+    """(X, Y, Z) at `depths` mm → evenly spaced at about the usual step, and what was done in words."""
+    steps = np.diff(depths)
+    if steps.max() > WIDEST_GAP:
+        raise VolumeError(
+            f"{label}: missing slices over {steps.max():.1f} mm, too wide to fill in (at most "
+            f"{WIDEST_GAP:.0f} mm); export the series again"
+        )
+    usual, length = float(np.sort(steps)[(len(steps) - 1) // 2]), float(depths[-1] - depths[0])
+    places = depths[0] + np.linspace(0, length, round(length / usual) + 1)
+    out = np.empty((*array.shape[:2], len(places)), array.dtype, order="F")
+    interpolated = 0
+    for z, place in enumerate(places):
+        below = int(np.clip(np.searchsorted(depths, place) - 1, 0, len(depths) - 2))
+        share = (place - depths[below]) / steps[below]
+        if min(abs(share), abs(1 - share)) * steps[below] < 0.01 * usual:
+            out[:, :, z] = array[:, :, below + round(share)]
+            continue
+        mixed = array[:, :, below] * np.float32(1 - share) + array[:, :, below + 1] * np.float32(share)
+        out[:, :, z] = np.rint(mixed) if array.dtype == np.int16 else mixed
+        interpolated += 1
+    words = f"{interpolated} of {len(places)} slices interpolated, the widest gap {steps.max():.2f} mm"
+    return out, words
 
 
 def _decode(slices: list[Slice], label: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """From a volume to the frames that the model reads: (T, K, S, S) in [0, 1]."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -77,14 +77,22 @@ def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
         )
     low, high, box, (height, width, kept) = published_plan(volume, size, depth)
 
-    def grey(plane: np.ndarray) -> np.ndarray:
-        return np.clip((plane - low) / (high - low), 0, 1).astype(np.float32)
+    def grey(values: np.ndarray) -> np.ndarray:
+        return np.clip((values - low) / (high - low), 0, 1)
 
     array = volume.array[box]
     x, y, z = (smooth_and_interpolate(n, m) for n, m in zip(array.shape, (height, width, kept), strict=True))
     out = np.zeros((depth, size, size), np.float32)
-    out[:kept, :height, :width] = resample(array, grey, (x, y, z))
+    resample(array, _of_type(array.dtype, grey), (x, y, z), out[:kept, :height, :width])
     return np.clip(out, 0, 1, out=out)
+
+
+def _of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """`grey` to float32; of int16 by a table of all its values."""
+    if dtype != np.int16:
+        return lambda values: grey(values).astype(np.float32)
+    table = grey(np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64)).astype(np.float32)
+    return lambda values: table[values.view(np.uint16)]
 
 
 def published_plan(
@@ -109,32 +117,38 @@ def published_plan(
 
 def _foreground(array: np.ndarray, low: float) -> tuple[slice, slice, slice]:
     """The smallest box that holds every voxel above `low`."""
-    above = array > low
+    highest = array.max(axis=2)
     box = []
-    for axis in range(3):
-        hit = np.flatnonzero(above.any(axis=tuple({0, 1, 2} - {axis})))
+    for line in (highest.max(axis=1), highest.max(axis=0), array.max(axis=(0, 1))):
+        hit = np.flatnonzero(line > low)
         box.append(slice(int(hit[0]), int(hit[-1]) + 1))
     return box[0], box[1], box[2]
 
 
 def percentiles(array: np.ndarray, percents: Sequence[float]) -> list[float]:
     """Percentiles as numpy's, linear between order statistics; of int16 by a histogram, without sorting."""
-    if array.dtype != np.int16:
-        return [float(value) for value in np.percentile(array.astype(np.float64), percents)]
+    ranks = [percent / 100 * (array.size - 1) for percent in percents]
+    ends = sorted({int(end) for rank in ranks for end in (np.floor(rank), np.ceil(rank))})
+    at: dict[int, float]
+    if array.dtype == np.int16:
+        reached = np.cumsum(_histogram(array))
+        at = {end: int(np.searchsorted(reached, end, side="right")) - 32768 for end in ends}
+    else:
+        ordered = np.partition(array.ravel(order="K"), ends)
+        at = {end: float(ordered[end]) for end in ends}
+    low = [at[int(np.floor(rank))] for rank in ranks]
+    high = [at[int(np.ceil(rank))] for rank in ranks]
+    return [a + (b - a) * (rank - np.floor(rank)) for a, b, rank in zip(low, high, ranks, strict=True)]
+
+
+def _histogram(array: np.ndarray) -> np.ndarray:
+    """How often each int16 from −32768 on stands in (X, Y, Z), a few slices at a time."""
     counts = np.zeros(65536, np.int64)
-    step = max(1, (4 << 20) // max(1, array[:, :, 0].size))
+    step = max(1, (2 << 20) // array[:, :, 0].size)
     for z in range(0, array.shape[2], step):
-        block = array[:, :, z : z + step].ravel(order="K")
-        counts += np.bincount(block.astype(np.int32) + 32768, minlength=65536)
-    reached = np.cumsum(counts)
-    values = []
-    for percent in percents:
-        rank = percent / 100 * (array.size - 1)
-        below, above = (
-            int(np.searchsorted(reached, r, side="right")) - 32768 for r in (np.floor(rank), np.ceil(rank))
-        )
-        values.append(below + (above - below) * (rank - np.floor(rank)))
-    return values
+        block = np.asfortranarray(array[:, :, z : z + step]).ravel(order="K")
+        counts += np.bincount(block.view(np.uint16), minlength=65536)
+    return np.roll(counts, 32768)
 
 
 def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.ndarray:
@@ -150,22 +164,17 @@ def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.nda
     ras = volume.to_ras()
     # Greys are taken relative to air, so that what lies outside the volume is 0 while it is resampled.
     air = float(np.interp(AIR, hounsfield, greys))
-    if ras.array.dtype == np.int16:
-        table = (np.interp(np.arange(-32768, 32768), hounsfield, greys) - air).astype(np.float32)
 
-        def grey(plane: np.ndarray) -> np.ndarray:
-            return table[plane.astype(np.int32) + 32768]
-    else:
-
-        def grey(plane: np.ndarray) -> np.ndarray:
-            return (np.interp(plane, hounsfield, greys) - air).astype(np.float32)
+    def grey(values: np.ndarray) -> np.ndarray:
+        return np.interp(values, hounsfield, greys) - air
 
     extents = [n * mm for n, mm in zip(ras.array.shape, ras.spacing, strict=True)]
     square = max(extents[0], extents[1])
     along = (
-        average_or_interpolate(ras.array.shape[0], ras.spacing[0], size, square),
         average_or_interpolate(ras.array.shape[1], ras.spacing[1], size, square),
+        average_or_interpolate(ras.array.shape[0], ras.spacing[0], size, square),
         average_or_interpolate(ras.array.shape[2], ras.spacing[2], depth, extents[2]),
     )
-    out = resample(ras.array, grey, along).transpose(0, 2, 1) + np.float32(air)
-    return np.ascontiguousarray(np.clip(out, 0, 1))
+    out = np.full((depth, size, size), air, np.float32)
+    resample(ras.array.transpose(1, 0, 2), _of_type(ras.array.dtype, grey), along, out)
+    return np.clip(out, 0, 1, out=out)

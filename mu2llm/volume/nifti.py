@@ -3,10 +3,11 @@
 import gzip
 import io
 import logging
-import zlib
 from typing import BinaryIO
 
 import numpy as np
+from isal.igzip import IGzipFile
+from isal.igzip_lib import IsalError
 
 from .volume import Volume, VolumeError, check_volume
 
@@ -26,10 +27,10 @@ def read_nifti(stream: BinaryIO, size: int, source: str) -> Volume:
     stream.seek(0)
     limit = size * _DEFLATE_LIMIT if zipped else size
     try:
-        with gzip.GzipFile(fileobj=stream) if zipped else io.BufferedReader(stream) as plain:  # type: ignore
+        with IGzipFile(fileobj=stream) if zipped else io.BufferedReader(stream) as plain:  # type: ignore
             header, shape, dtype = _read_header(plain, source)
             stored = _read_voxels(plain, header, shape, dtype, limit, source)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, IsalError, gzip.BadGzipFile) as error:  # type: ignore[misc]
         raise VolumeError(
             f"{source}: the gzip data is cut short or damaged ({error}); copy it again"
         ) from error
@@ -85,14 +86,13 @@ def _read_voxels(plain, header, shape, dtype, limit: int, source: str) -> np.nda
     skip = int(offset) - length
     while skip > 0:
         skip -= len(plain.read(min(skip, 1 << 20)) or _end(source, 0, wanted))
-    buffer = bytearray(min(wanted, 1 << 20))
-    stored = np.empty(wanted, np.uint8)
+    stored = np.empty(wanted, np.uint8)  # memory is taken as it is filled, so a false claim takes none
+    room = memoryview(stored.data)
     done = 0
     while done < wanted:
-        got = plain.readinto(memoryview(buffer)[: wanted - done])
+        got = plain.readinto(room[done : done + (1 << 20)])
         if not got:
             _end(source, done, wanted)
-        stored[done : done + got] = np.frombuffer(buffer, np.uint8, got)
         done += got
     if plain.read(1):  # also makes gzip check its checksum
         raise VolumeError(f"{source}: holds more voxels than the {claim} of its header")

@@ -14,11 +14,13 @@ from .volume import Volume, VolumeError
 MAX_FILES = 20_000  # in a folder or zip; the longest CT series have a few thousand slices
 
 
-def load_volume(path: str | Path) -> Volume:
+def load_volume(path: str | Path, *, allow_gaps: bool = False) -> Volume:
     """Reads and checks one CT volume.
 
     path: a .nii or .nii.gz file, a folder with one DICOM series, a zip of one, or a .npy scaled to [0, 1]
         (`read_unit`); told by content, not name.
+    allow_gaps: a DICOM series with missing or unevenly spaced slices is resampled along its normal in place
+        of being refused; `Volume.filled` says so.
     Raises FileNotFoundError when nothing is there, VolumeError (one clear line) when it is no sound volume.
     """
     path = Path(path)
@@ -26,11 +28,11 @@ def load_volume(path: str | Path) -> Volume:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         if len(files) > MAX_FILES:
             raise VolumeError(f"{path}: {len(files):,} files; give the folder of one series")
-        return read_series([(file.name, partial(_open, file)) for file in files], str(path))
+        return read_series([(file.name, partial(_open, file)) for file in files], str(path), allow_gaps)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such volume")
     with path.open("rb") as stream:
-        return _read(stream, path.stat().st_size, str(path))
+        return _read(stream, path.stat().st_size, str(path), allow_gaps)
 
 
 def load_volume_bytes(data: bytes, name: str = "") -> Volume:
@@ -45,13 +47,13 @@ def _open(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
-def _read(stream: BinaryIO, size: int, source: str) -> Volume:
+def _read(stream: BinaryIO, size: int, source: str, allow_gaps: bool = False) -> Volume:
     if size == 0:
         raise VolumeError(f"{source}: the file is empty")
     start = stream.read(132)
     stream.seek(0)
     if start[:4] == b"PK\x03\x04":
-        return _read_zip(stream, source)
+        return _read_zip(stream, source, allow_gaps)
     if start.startswith(MAGIC):
         return read_unit(stream, size, source)
     if start[128:] == b"DICM":
@@ -59,7 +61,7 @@ def _read(stream: BinaryIO, size: int, source: str) -> Volume:
     return read_nifti(stream, size, source)
 
 
-def _read_zip(stream: BinaryIO, source: str) -> Volume:
+def _read_zip(stream: BinaryIO, source: str, allow_gaps: bool) -> Volume:
     """Members are read in memory, one at a time: nothing is unpacked, so their paths do not matter."""
     try:
         archive = zipfile.ZipFile(stream)
@@ -73,7 +75,7 @@ def _read_zip(stream: BinaryIO, source: str) -> Volume:
                 f"{source}: {len(members):,} files and {total:,} bytes unpacked; a zip may hold "
                 f"{MAX_FILES:,} files and {MAX_BYTES >> 30} GiB"
             )
-        return read_series([(m.filename, partial(_member, archive, m)) for m in members], source)
+        return read_series([(m.filename, partial(_member, archive, m)) for m in members], source, allow_gaps)
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> BinaryIO:

@@ -1,12 +1,15 @@
 """Resampling as one matrix per axis.
 
 Smoothing, interpolation, area averages and padding are all linear along an axis, so a whole resize is three
-small matrices. They are applied slice by slice: the source is never copied and never made float at once.
+matrices, nearly empty: a cell draws on the few voxels around it. They are applied slice by slice: the source
+is never copied and never made float at once.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+
+SLICES = 16  # worked on at once
 
 
 def smooth_and_interpolate(n_in: int, n_out: int) -> np.ndarray:
@@ -30,10 +33,9 @@ def smooth_and_interpolate(n_in: int, n_out: int) -> np.ndarray:
     from scipy.special import erf
 
     reach = int(max(4 * sigma, 0.5) + 0.5)
-    distance = np.arange(n_in)[:, None] - np.arange(n_in)[None, :]
-    scale = np.sqrt(0.5) / sigma
-    kernel = 0.5 * (erf(scale * (distance + 0.5)) - erf(scale * (distance - 0.5)))
-    return matrix @ np.where(np.abs(distance) <= reach, kernel, 0.0)
+    taps, scale = np.arange(n_in), np.sqrt(0.5) / sigma
+    kernel = 0.5 * (erf(scale * (taps + 0.5)) - erf(scale * (taps - 0.5))) * (taps <= reach)
+    return matrix @ kernel[np.abs(taps[:, None] - taps[None, :])]
 
 
 def average_or_interpolate(n_in: int, spacing: float, n_out: int, extent: float) -> np.ndarray:
@@ -58,17 +60,24 @@ def resample(
     array: np.ndarray,
     grey: Callable[[np.ndarray], np.ndarray],
     along: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> np.ndarray:
-    """(X, Y, Z) any type → (Z', X', Y') float32.
+    out: np.ndarray,
+) -> None:
+    """Adds (X, Y, Z) of any type, resampled, to `out` (Z', X', Y') float32.
 
-    `grey` turns one slice (X, Y) into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z).
+    `grey` turns one slice into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z).
     """
-    along_x, along_y, along_z = (np.ascontiguousarray(matrix, np.float32) for matrix in along)
-    out = np.zeros((len(along_z), len(along_x), len(along_y)), np.float32)
-    for z in range(array.shape[2]):
-        rows = np.flatnonzero(along_z[:, z])
-        if len(rows):
-            plane = along_x @ np.ascontiguousarray(grey(array[:, :, z])) @ along_y.T
-            for row in rows:
-                out[row] += along_z[row, z] * plane
-    return out
+    from scipy.sparse import csr_array
+
+    along_x, along_y, along_z = (csr_array(matrix.astype(np.float32)) for matrix in along)
+    for start in range(0, array.shape[2], SLICES):
+        part = along_z[:, start : start + SLICES]
+        used = np.flatnonzero(np.diff(part.indptr))
+        if not len(used):
+            continue
+        block = np.asfortranarray(array[:, :, start : start + SLICES])  # a view, of a file's own order
+        planes = np.empty((block.shape[2], out.shape[1] * out.shape[2]), np.float32)
+        for z, plane in enumerate(planes):
+            rows = along_y @ np.ascontiguousarray(grey(block[:, :, z].T))  # (Y', X): X is what lies together
+            plane[:] = (along_x @ np.ascontiguousarray(rows.T)).ravel()
+        rows = slice(used[0], used[-1] + 1)
+        out[rows] += (part[rows] @ planes).reshape(-1, *out.shape[1:])

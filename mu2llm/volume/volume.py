@@ -19,6 +19,7 @@ class Volume:
     affine: (4, 4) float64, voxel indices to millimetres in RAS+ (x to the right, y to the front, z upwards).
     source: what it was read from, for messages.
     oriented: False when the file states no orientation, so that left and right cannot be told.
+    filled: which slices were interpolated, in words, where that was allowed.
     """
 
     array: np.ndarray
@@ -26,6 +27,7 @@ class Volume:
     source: str = ""
     oriented: bool = True
     intensity: Literal["hu", "unit"] = "hu"
+    filled: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def _collect_wheels() -> None:
     if any(wheels.glob("torch-*.whl")):
         return
     download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), "torch==2.13.0"]
-    subprocess.run([ROOT / ".venv" / "bin" / "python", "-m", *download], check=True)
+    subprocess.run([sys.executable, "-m", *download], check=True)
 
 
 def make_base(docker: Engine) -> None:

@@ -10,6 +10,7 @@ from mu2llm.corpus.narrative import narrate
 from mu2llm.corpus.prompts import load_prompts, numbered
 from mu2llm.corpus.questions import ask
 from mu2llm.corpus.refine import refine
+from mu2llm.corpus.rewriting import reword
 from mu2llm.data.records import Study
 from tests.llm_server import Server
 
@@ -20,6 +21,7 @@ _FOREIGN = {
     "findings": ["Es ist ein Pleuraerguss [S1]."],
     "impression": ["Es ist ein Pleuraerguss [S1]."],
     "follow_up": ["Es ist nicht mehr [S1]."],
+    "sentences": ["Es ist ein Pleuraerguss."],
 }
 
 
@@ -44,6 +46,8 @@ class RulesModel:
         return next(name for schema, name in self._stages.items() if messages[0]["content"].endswith(schema))
 
     def reply(self, stage: str, user: str) -> dict:
+        if stage == "translate":
+            return {"sentences": [self.translate(line.split(". ", 1)[1]) for line in user.splitlines()]}
         evidence = self._evidence[user.split("\n\n")[1]]
         if stage == "judge":
             return {"reason": "sound", "supported": True, "answers": True}
@@ -55,11 +59,17 @@ class RulesModel:
                     {"entity": q.entity, "aspect": q.aspect, "question": q.text} for q in ask(evidence)
                 ]
             }
+        if stage == "rewrite":
+            return reword(evidence, int(user.split("Write version ")[1].split(":")[0]))
         text = user.split("Question: ")[1].split("\n")[0]
         draft = answer(next(q for q in ask(evidence) if q.text == text), evidence)
         if stage == "answer":
             return {"thinking": draft.thinking, "answer": draft.answer}
         return {"thinking": refine(draft).thinking}
+
+    def translate(self, sentence: str) -> str:
+        """What a sentence is in Chinese: a test that has one translated says so."""
+        raise KeyError(sentence)
 
     def _narrative(self, evidence: Evidence) -> dict:
         sections = {}

@@ -11,11 +11,16 @@ from mu2llm.corpus.citations import verify
 from mu2llm.data.records import Sample, read_jsonl, write_jsonl
 from tests.corpus.made_studies import study
 
-FILES = ("samples.jsonl", "drops.jsonl", "corpus.json")
+FILES = ("samples.jsonl", "drops.jsonl", "corpus.json", "corpus.html")
 
 
 def written(folder):
     return [(folder / name).read_bytes() for name in FILES]
+
+
+def worked_out(folder):
+    """The stages' files by name."""
+    return {file.stem: file.read_bytes() for file in sorted((folder / "stages").iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +53,19 @@ def test_files_and_summary(whole):
 
 def test_a_second_run_changes_nothing(whole):
     folder, summary, _ = whole
-    before, store = written(folder / "out"), (folder / "out" / "store.jsonl").read_bytes()
+    before, stages = written(folder / "out"), worked_out(folder / "out")
+    assert list(stages) == ["answers", "narrative", "questions", "refine", "screen"]
     assert build_corpus(folder / "studies.jsonl", folder / "out") == summary
     assert written(folder / "out") == before
-    assert (folder / "out" / "store.jsonl").read_bytes() == store
+    assert worked_out(folder / "out") == stages
 
 
 @pytest.mark.parametrize("share", [0.0, 0.31, 0.77, 1.0])
 def test_a_store_cut_anywhere_is_completed(whole, tmp_path, share):
     folder, _, _ = whole
-    store = (folder / "out" / "store.jsonl").read_bytes()
-    (tmp_path / "store.jsonl").write_bytes(store[: int(len(store) * share)])
+    (tmp_path / "stages").mkdir()
+    for stage, data in worked_out(folder / "out").items():
+        (tmp_path / "stages" / f"{stage}.jsonl").write_bytes(data[: int(len(data) * share)])
     build_corpus(folder / "studies.jsonl", tmp_path)
     assert written(tmp_path) == written(folder / "out")
 
@@ -68,7 +75,7 @@ def test_a_killed_run_goes_on(whole, tmp_path):
     call = f"build_corpus({str(folder / 'studies.jsonl')!r}, {str(tmp_path)!r})"
     program = f"from mu2llm.corpus.build import build_corpus; {call}"
     running = subprocess.Popen([sys.executable, "-c", program])
-    store = tmp_path / "store.jsonl"
+    store = tmp_path / "stages" / "narrative.jsonl"
     while running.poll() is None and not (store.exists() and store.stat().st_size > 10_000):
         time.sleep(0.005)
     running.send_signal(signal.SIGKILL)
@@ -82,12 +89,12 @@ def test_only_a_changed_study_is_worked_out_again(whole, tmp_path):
     first = [study("a", "No effusion."), study("b", "The lungs are clear.")]
     write_jsonl(tmp_path / "studies.jsonl", first)
     build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
-    before = (tmp_path / "out" / "store.jsonl").read_bytes()
+    before = worked_out(tmp_path / "out")
     write_jsonl(tmp_path / "studies.jsonl", [first[0], study("b", "The lungs are not clear.")])
     build_corpus(tmp_path / "studies.jsonl", tmp_path / "out")
-    after = (tmp_path / "out" / "store.jsonl").read_bytes()
-    assert after.startswith(before)
-    assert after[len(before) :].count(b"\n") == 1
+    for stage, after in worked_out(tmp_path / "out").items():
+        assert after.startswith(before[stage])
+        assert after[len(before[stage]) :].count(b"\n") == 1
 
 
 def test_mistakes_are_named(tmp_path):
@@ -107,3 +114,20 @@ def test_mistakes_are_named(tmp_path):
         build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", llm="http://localhost:1")
     with pytest.raises(ValueError, match="llm='rules', which asks none"):
         build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", model="m")
+
+
+def test_near_duplicates_are_thinned_and_counted(tmp_path):
+    same = [study(f"s{number}", "There is a small left pleural effusion.") for number in range(5)]
+    write_jsonl(tmp_path / "studies.jsonl", same)
+    all_of_them = build_corpus(tmp_path / "studies.jsonl", tmp_path / "all", most_alike=0)
+    thinned = build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", most_alike=2)
+    assert all_of_them["near_duplicates"]["repeated"] >= 12 and not all_of_them["near_duplicates"]["thinned"]
+    lost = all_of_them["tasks"]["vqa"] - thinned["tasks"]["vqa"]
+    assert lost >= 8 and thinned["near_duplicates"]["thinned"] == thinned["drops"] == lost
+    assert thinned["drop_reasons"] == {"duplicate": lost} and thinned["made"] == all_of_them["made"]
+    assert thinned["tasks"]["report"] == thinned["tasks"]["narrative"] == 5
+    kept = [one for one in read_jsonl(tmp_path / "out" / "samples.jsonl", Sample) if one.task == "vqa"]
+    # "Is there …?" and "Does this CT show …?" count as one question.
+    assert [one.study_id for one in kept if one.answer.startswith("Yes, there is")] == ["s0", "s1"]
+    with pytest.raises(ValueError, match="most_alike=-1"):
+        build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", most_alike=-1)

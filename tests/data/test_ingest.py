@@ -98,6 +98,20 @@ def test_bad_studies_among_many_are_rejected_by_name(tmp_path, workers, caplog):
     assert "nodule" not in caplog.text, "no report text in the log"
 
 
+def test_rejects_are_counted_and_shown_with_the_file_that_has_them_all(tmp_path, capsys, caplog):
+    rows = dataset(tmp_path / "set", 9)
+    for i in (1, 3, 5, 6):
+        (tmp_path / "set" / f"ct{i}.nii.gz").write_bytes(b"not a CT")
+    rows[8] = 'ct8.nii.gz,""'
+    reports(tmp_path / "set", rows)
+    assert main(["data", "ingest", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 0
+    told = caplog.text
+    assert f"5 rejected, all of them in {tmp_path}/out/rejects.jsonl:" in told
+    assert "ct8.nii.gz: the report is empty" in told
+    assert told.count("not a NIfTI file") == 2
+    assert "and 2 more" in told
+
+
 def test_folder_without_cts(tmp_path):
     (tmp_path / "set").mkdir()
     reports(tmp_path / "set", ["ct0.nii.gz,Clear."])
@@ -149,6 +163,35 @@ def test_dicom_folders_and_real_cts(tmp_path):
     assert shapes == [[512, 512, 20], [122, 101, 112]]
 
 
+@pytest.mark.parametrize("kind", ["folder", "dicom"])
+def test_series_with_gaps_are_filled_in_on_request_and_read_like_any_other(tmp_path, monkeypatch, kind):
+    from mu2llm.volume import load_volume
+    from tests.dicom_series import write_series
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    root = tmp_path / "set"
+    for name, left_out in (("whole", ()), ("gap", (4,))):
+        uid = f"1.2.{len(name)}"
+
+        def change(i, ds, left_out=left_out, uid=uid):
+            ds.SeriesInstanceUID = uid
+            pixels = np.frombuffer(ds.PixelData, np.uint16) + int(uid[-1])  # or the two would be one CT
+            ds.PixelData = pixels.astype(np.uint16).tobytes()
+            return None if i in left_out else ds
+
+        write_series(root / name, change)
+    reports(root, ["whole,Clear lungs.", "gap,Clear lungs."])
+    assert ingest(kind, root, tmp_path / "strict")["rejects"] == 1
+    words = ["data", "ingest", str(root), "--dataset", kind, "--out", str(tmp_path / "out"), "--allow-gaps"]
+    assert main(words) == 0
+    studies = list(read_jsonl(tmp_path / "out" / "studies.jsonl", Study))
+    (filled,) = [study for study in studies if "filled" in study.meta]
+    assert len(studies) == 2
+    assert filled.meta["filled"] == "1 of 8 slices interpolated, the widest gap 5.00 mm"
+    assert "stored_volume" not in filled.meta
+    assert load_volume(filled.volume).array.shape == (20, 16, 8)
+
+
 def test_phantoms_go_the_same_way_as_a_hospitals_data(tmp_path):
     summary = ingest("phantom", tmp_path / "set", tmp_path / "out", count=12, preset="demo", seed=1)
     assert (summary["dataset"], summary["studies"], summary["labelled"]) == ("phantom", 12, 12)
@@ -183,7 +226,7 @@ def test_the_command_makes_phantoms_and_takes_those_that_are_there(tmp_path, cap
         (("--out", "{tmp}/out"), "give the dataset's folder once"),
         (("{tmp}", "--root", "{tmp}", "--out", "{tmp}/out"), "give the dataset's folder once"),
         (("{tmp}", "--count", "3", "--out", "{tmp}/out"), 'count: only the "phantom" dataset takes it'),
-        (("{tmp}", "--out", "s3://bucket/out"), "s3://bucket/out: ingest writes to a local folder"),
+        (("{tmp}", "--out", "gs://bucket/out"), "gs://bucket/out: gs:// is not read"),
         (("{tmp}/a.csv", "--out", "{tmp}/out"), "a.csv: a file, not a folder"),
         (("{tmp}", "--dataset", "mimic", "--out", "{tmp}/out"), "mimic"),
         (("{tmp}", "--dataset", "ct-rate", "--out", "{tmp}/out"), "into which CT-RATE was downloaded"),
@@ -201,5 +244,31 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, words, caus
     assert err.count("\n") == 1
 
 
+def test_reports_of_a_folder_are_scrubbed_unless_told_otherwise(tmp_path, capsys):
+    dataset(tmp_path / "set", 3)
+    text = "Mrs. Okonkwo, seen 05.03.2024: a 6 mm nodule at T12. Call 555-123-4567, ask Quillfeather."
+    rows = [f'ct{i}.nii.gz,"{text}","Quillfeather, Anna"' for i in range(3)]
+    table = "volume,report,patient_name\n" + "\n".join(rows) + "\n"
+    (tmp_path / "set" / "reports.csv").write_text(table, encoding="utf-8")
+    scrubbed = "Mrs. [name], seen [date]: a 6 mm nodule at T12. Call [phone], ask [name]."
+    for words, expected in (((), scrubbed), (("--scrub", "on"), scrubbed), (("--scrub", "off"), text)):
+        out = tmp_path / "-".join(("out", *words))
+        assert main(["data", "ingest", str(tmp_path / "set"), "--out", str(out), *words]) == 0
+        studies = list(read_jsonl(out / "studies.jsonl", Study))
+        assert [study.report.text for study in studies] == [expected] * 3
+        assert (out / "deidentification.json").exists() == (expected == scrubbed)
+    counts = json.loads((tmp_path / "out" / "deidentification.json").read_text(encoding="utf-8"))
+    assert counts == {"text": {"name": 6, "date": 3, "phone": 3}}
+    phantom = ["data", "ingest", "--dataset", "phantom", "--root", str(tmp_path / "phantoms"), "--count", "3"]
+    assert main([*phantom, "--preset", "demo", "--scrub", "on", "--out", str(tmp_path / "p")]) == 0
+    counts = json.loads((tmp_path / "p" / "deidentification.json").read_text(encoding="utf-8"))
+    assert counts == {"text": {}}, "phantom reports hold nothing to take out"
+
+
 def test_the_command_offers_every_dataset():
     assert set(DATASETS) == {*READERS, "dicom"}
+
+
+def test_no_process_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers=0: at least 1 process"):
+        ingest("folder", tmp_path, tmp_path / "out", workers=0)

@@ -124,11 +124,11 @@ def test_content_is_remembered_only_of_files_that_have_settled(ct, tmp_path, mon
 
 
 def test_a_dicom_folder_is_known_by_the_bytes_of_its_files(tmp_path, save_ct, monkeypatch):
-    from tests.volume.conftest import _write_series
+    from tests.dicom_series import write_series
 
     monkeypatch.setattr("mu2llm.data.sources.RACY_SECONDS", -60)
     folder = tmp_path / "series"
-    _write_series(folder)
+    write_series(folder)
     store = FrameStore(tmp_path / "frames", HU)
     path = store.make(str(folder))
     assert store.ready(str(folder)) == path

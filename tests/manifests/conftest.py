@@ -31,6 +31,8 @@ def pod_templates(found: list[Object]) -> Iterator[tuple[str, Object]]:
         name = f"{it['kind']} {it['metadata']['name']}"
         if it["kind"] in ("Deployment", "StatefulSet", "Job"):
             yield name, it["spec"]["template"]
+        elif it["kind"] == "CronJob":
+            yield name, it["spec"]["jobTemplate"]["spec"]["template"]
         elif it["kind"] == "ClusterTrainingRuntime":
             for job in it["spec"]["template"]["spec"]["replicatedJobs"]:
                 yield name, job["template"]["spec"]["template"]

@@ -9,10 +9,12 @@ import promql_parser
 from tests.manifests.conftest import Object
 
 # What a tritonserver with a GPU and this model tells: mu2llm_* as tests/serving/test_endpoint.py reads them
-# off a running one, nv_gpu_* by Triton's documentation (docs/user_guide/metrics.md). `up` is Prometheus' own.
+# off a running one, nv_gpu_* by Triton's documentation (docs/user_guide/metrics.md). `up` is Prometheus' own,
+# kube_cronjob_* kube-state-metrics', by its documentation (docs/metrics/workload/cronjob-metrics.md).
 METRICS = {
     "mu2llm_requests_open", "mu2llm_requests_total", "mu2llm_request_seconds_total",
     "nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes", "up",
+    "kube_cronjob_status_last_successful_time",
 }  # fmt: skip
 
 

@@ -54,6 +54,54 @@ def test_every_step_has_a_pinned_image_and_limits(spec: tuple[dict, dict]) -> No
         assert {"resourceCpuLimit", "resourceMemoryLimit"} <= set(container["resources"]), name
 
 
+def test_images_are_by_digest_where_the_cluster_names_them(tmp_path: Path) -> None:
+    base, train = f"r.example.org:5000/mu2llm/base@sha256:{'a' * 64}", f"r/mu2llm/train@sha256:{'b' * 64}"
+    cluster = replace(ClusterSettings(), base_image=base, train_image=train)
+    compile_pipeline(tmp_path / "p.yaml", preset("cluster"), cluster)
+    pipeline, _ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        expected = train if name.removeprefix("exec-") in TRAINS else base
+        assert executor["container"]["image"] == expected, name
+
+
+@pytest.mark.parametrize("image", ["r/mu2llm/base:latest", "r/mu2llm/base", "r/base@sha256:abc"])
+def test_an_image_without_a_digest_is_named(image: str) -> None:
+    with pytest.raises(ValueError, match=r"base_image: .* must name a digest"):
+        ClusterSettings(base_image=image)
+
+
+def test_every_artifact_has_a_type_that_kubeflow_shows(spec: tuple[dict, dict]) -> None:
+    """Datasets, models and metrics by their own schemas; the pages as Markdown or HTML."""
+    pipeline, _ = spec
+    found = {
+        (name.removeprefix("comp-"), artifact): it["artifactType"]["schemaTitle"].removeprefix("system.")
+        for name, component in pipeline["components"].items()
+        if "executorLabel" in component
+        for artifact, it in component.get("outputDefinitions", {}).get("artifacts", {}).items()
+    }
+    assert found == {
+        ("ingest", "studies"): "Dataset",
+        ("corpus", "samples"): "Dataset",
+        ("preferences", "pairs"): "Dataset",
+        **{(stage, "model"): "Model" for stage in ("vision", "sft", "dpo")},
+        **{(name, "evaluation"): "Dataset" for name in ("evaluate", "evaluate-2")},
+        **{(name, "report"): "HTML" for name in ("evaluate", "evaluate-2")},
+        ("gate", "verdict"): "Markdown",
+        ("deploy", "answer"): "Markdown",
+        **{(name, "metrics"): "Metrics" for name in ("ingest", "corpus", *TRAINS)},
+    }
+
+
+def test_a_secret_is_named_and_never_written(spec: tuple[dict, dict]) -> None:
+    """Credentials come as environment from the Secret, key by key; no step has any other environment."""
+    pipeline, kubernetes = spec
+    keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MU2_S3_ENDPOINT"}
+    for name, executor in pipeline["deploymentSpec"]["executors"].items():
+        assert "env" not in executor["container"], name
+        (secret,) = kubernetes[name]["secretAsEnv"]
+        assert {it["envVar"] for it in secret["keyToEnv"]} == keys, name
+
+
 def test_steps_that_train_get_gpus_shared_memory_and_retries(spec: tuple[dict, dict]) -> None:
     pipeline, kubernetes = spec
     for name, executor in pipeline["deploymentSpec"]["executors"].items():
@@ -129,6 +177,16 @@ def test_training_on_several_nodes_is_a_jobs_and_not_the_pods(tmp_path: Path) ->
             assert task["retryPolicy"]["maxRetryCount"] == 2
         elif name in TRAINS:
             assert resources["accelerator"]["resourceCount"] == "4"
+
+
+def test_only_the_ingest_step_gets_a_hospitals_key(tmp_path: Path) -> None:
+    cluster = replace(ClusterSettings(), hospital_secret="our-key")
+    compile_pipeline(tmp_path / "p.yaml", preset("cluster"), cluster)
+    _, platforms = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    with_key = {name for name, given in executors.items() if "our-key" in str(given)}
+    assert with_key == {"exec-ingest"}
+    assert "MU2_DEID_KEY" in str(executors["exec-ingest"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Names, dates, telephone numbers and ids leave a report; everything clinical stays to the letter."""
 
 import re
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,7 @@ from mu2llm.data.phantom import write_report
 from mu2llm.text.scrub import Known, scrub
 from mu2llm.volume.phantom import PRESETS, draw_findings
 
-CLINICAL = """\
-Disc bulge at L4/5 and L5-S1; T12 and T11/12 compression fractures. C5-6-7 levels.
-Lesions in segments 4/5/8, Segment 6/7/10 and Couinaud 4/8.
-3.5 x 2.1 x 1.2 cm mass, SUV 12.5, HU -100-1200, 12/10/14 mm, 12-11-10 mm.
-Agatston score 1234, ratio 1:2, 120 kV, 250 mAs, 512x512, volume 1234567 mm3.
-May represent a cyst. May 12 mm be relevant? March fracture of the metatarsal.
-MR enterography; MS plaques; ACC 12 mm; Dr. No finding.
-At the 12:30 position of the breast; series 3, image 45; images 12/120; ribs 3-5-7.
-Follow-up in 3 months or 6-12 months, by the 2017 Fleischner guidelines. Status post surgery in 2015.
-LI-RADS 4, BI-RADS 2/3, TNM T2N1M0, stage 3/4 by 2021 criteria, Bosniak 2F.
-Hodgkin lymphoma, pouch of Douglas, Baker cyst.
-Patient: 65-year-old male. Name: unremarkable. Reported by radiology. Discussed with surgery. Aged 65 years.
-3个月后复查；病灶大小约3.2×2.1cm；L1-L2、T11/12椎体；第3/4后肋；20年前手术；请结合临床医师意见；高年资医师复核；患者：男。"""
+CLINICAL = (Path(__file__).parent / "clinical.txt").read_text(encoding="utf-8")
 
 HOLDS = {
     "Electronically signed by: Dr. John Q. Smith on 03/05/2024 14:35": ["John", "Smith", "03/05", "14:35"],
@@ -48,6 +37,14 @@ HOLDS = {
     "a 93-year-old woman, a.b@c.de, SSN 123-45-6789": ["93", "a.b", "6789"],
     "Series 1.2.840.113619.2.55.3": ["1.2.840"],
     "患者姓名：王小明，2024年3月5日检查，3月6日复查": ["王小明", "3月", "2024"],
+    "Patient: JOHN A SMITH DOB: 01/02/1950 Acc: CT-2024-001234": ["JOHN", "SMITH", "1950", "001234"],
+    "Interpreted by: Sarah O'Connor, M.D. 3/5/2024 4:15 PM; cc: Dr. A. Patel": ["Connor", "4:15", "Patel"],
+    "Prior from Feb 2022 and 12/2021; reported by Dr.Smith on 05MAR2024": ["Feb", "12/2021", "Smith", "MAR"],
+    "Findings were told to Dr. Lee by telephone at 15:30 on the 5th of March.": ["Lee", "15:30", "March"],
+    "Electronically Signed By:\tSmith,John   Date:\t2024/03/05": ["Smith", "John", "2024"],
+    "患者张三，男，45岁，门诊号：A123456，电话：010-62345678": ["张三", "A123456", "62345678"],
+    "王伟，女，检查日期：2024-03-05 10:20，对比2023-12片": ["王伟", "10:20", "2023"],
+    "放射科 李明 主治医师 审核：赵丽华 床号：12床": ["李明", "赵丽华", "12"],
     "报告医师：李强 审核医师：张伟华": ["李强", "张伟华"],
     "与王医生电话沟通 13812345678；检查号:CT20240305001；住院号 123456": ["王", "138", "CT2", "123456"],
 }
@@ -63,8 +60,8 @@ KNOWN = Known(
 
 def sentences():
     reviewed = Path(__file__).parent.glob("*.yaml")
-    cases = [case for path in reviewed for case in yaml.safe_load(path.read_text(encoding="utf-8"))]
-    found = CLINICAL.splitlines() + [case["sentence"] for case in cases]
+    cases = [case for path in reviewed for case in yaml.safe_load(path.read_text(encoding="utf-8")) or ()]
+    found = CLINICAL.splitlines() + [case["sentence"] for case in cases if not case.get("identifies")]
     for preset in PRESETS.values():
         for index in range(300):
             rng = np.random.default_rng([7, index])
@@ -106,6 +103,20 @@ def test_what_is_known_leaves_exactly(text, expected):
     assert scrub(text, KNOWN)[0] == expected
 
 
+def test_headers_that_name_no_person_change_nothing():
+    known = Known(
+        names={"LIVER^LESION", "ANONYMOUS", "Radiology", "TEAM^CT", "Chest"},
+        ids={"CHEST", "1", "T12", "L4/5"},
+        places={"Radiology", "Chest", "Liver"}, phones={"0", "12"}, dates={"", "2024", "0"},
+    )  # fmt: skip
+    for sentence in [
+        *CLINICAL.splitlines(),
+        "Liver lesion. Chest CT. Radiology team.",
+        "LIVER LESION, CHEST.",
+    ]:
+        assert scrub(sentence, known)[0] == sentence
+
+
 NAMES = [
     "Okonkwo",
     "Fitzgerald",
@@ -126,7 +137,7 @@ DATES = ["%d.%m.%Y", "%m/%d/%Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y", "%Y年%m�
     family=st.sampled_from(NAMES),
     given_name=st.sampled_from(NAMES),
     form=st.sampled_from(FORMS),
-    day=st.dates(),
+    day=st.dates(date(1930, 1, 1), date(2029, 12, 31)),
     day_form=st.sampled_from(DATES),
     number=st.integers(10_000, 10**9).map(str),
 )
@@ -134,14 +145,14 @@ def test_planted_identifiers_leave_and_the_rest_stays(
     sentence, after, family, given_name, form, day, day_form, number
 ):
     name = form.format(f=family, g=given_name, F=family.upper(), G=given_name.upper())
-    date = day.replace(year=1930 + day.year % 100).strftime(day_form)
+    written = day.strftime(day_form)
     known = Known(names={f"{family}^{given_name}"}, ids={number})
-    text = f"{sentence} {after.format(name)} On {date}: {number}."
+    text = f"{sentence} {after.format(name)} On {written}: {number}."
     scrubbed, _ = scrub(text, known)
     assert scrubbed.startswith(sentence + " ")
     rest = scrubbed.removeprefix(sentence)
     assert not re.search(rf"{family}|{given_name}|{number}", rest, re.I)
-    assert date not in rest
+    assert written not in rest
     assert rest.count("[date]") == 1 and "[id]" in rest
 
 

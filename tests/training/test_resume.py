@@ -8,8 +8,9 @@ from mu2llm.training.resume import WHOLE, clear, newest_checkpoint
 def checkpoint(folder, step, run=None):
     path = folder / f"checkpoint-{step}"
     path.mkdir()
+    (path / "weights").write_bytes(b"12345")
     if run is not None:
-        (path / WHOLE).write_text(json.dumps({**run, "step": step}))
+        (path / WHOLE).write_text(json.dumps({**run, "step": step, "files": {"weights": 5}}))
     return path
 
 
@@ -18,9 +19,11 @@ def test_the_newest_whole_checkpoint_is_found_and_torn_ones_go(tmp_path):
     checkpoint(tmp_path, 8, run)
     newest = checkpoint(tmp_path, 10, run)
     torn = checkpoint(tmp_path, 12)
+    cut = checkpoint(tmp_path, 14, run)
+    (cut / "weights").write_bytes(b"123")
     assert newest_checkpoint(tmp_path, run) == newest
     clear(tmp_path, keep=newest)
-    assert not torn.exists()
+    assert not torn.exists() and not cut.exists()
     assert newest.exists()
     clear(tmp_path, keep=None)
     assert not list(tmp_path.iterdir())

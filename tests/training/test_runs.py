@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from mu2llm.training import config as configs
 from mu2llm.training.launch import RESTART_ME, TrainingFailed, launch
+from tests.training.runs import difference, losses, weights, written
 
 pytestmark = pytest.mark.slow
 
@@ -18,30 +18,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def written(hospital, stage, out, **values):
-    """A configuration file: six steps of four samples, unless told otherwise."""
-    data = hospital.samples if stage == "sft" else hospital.preferences
-    base = {"learning_rate": 1e-3, "max_steps": 6, "per_device_batch": 2, "save_steps": 3, "log_steps": 1}
-    paths = {"model": hospital.model, "data": data, "studies": hospital.studies, "out": out}
-    return configs.save(configs.build({"stage": stage, **base, **paths, **values}))
-
-
-def weights(out):
-    from safetensors.torch import load_file
-
-    return load_file(out / "model" / "model.safetensors")
-
-
-def difference(a, b):
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
-
-
-def losses(out):
-    log = json.loads((out / "train.json").read_text())["log"]
-    return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
 
 
 def test_sft_with_zero_2_equals_one_process_and_goes_on_from_a_whole_checkpoint(hospital, tmp_path, capfd):

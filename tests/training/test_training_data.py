@@ -1,8 +1,13 @@
+import random
+
+import numpy as np
 import pytest
 
 from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Sample
+from mu2llm.training.config import build
 from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
+from mu2llm.training.trainer import Grouped
 
 
 def some(task, count):
@@ -34,28 +39,49 @@ def test_samples_take_their_studies_split_and_batches_their_frames(hospital):
     assert {split: len(group) for split, group in samples.items()} == {"train": 24, "val": 6}
     processor = Mu2Processor.from_pretrained(hospital.model)
     frames = FrameCache([s.volume for s in studies.values()], processor, hospital.root / "frames")
-    rows = SampleDataset(samples["train"], frames)
-    batch = collate_samples(processor)([rows[0], rows[1]])
-    assert batch["pixel_values"].shape == (2, 2, 8, 16, 16)
+    rows = SampleDataset(samples["train"])
+    collate = collate_samples(processor, frames)
+    batch = collate([rows[0], rows[1], rows[2]])
+    assert batch["pixel_values"].shape == (2, 2, 8, 16, 16)  # the first two ask about one volume
     assert batch["pixel_values"].max() > 0
     answer = batch["labels"][1][batch["labels"][1] != -100]
     assert processor.decode(answer) == "Yes."
     assert answer[-1] == processor.tokenizer.eos_token_id
-    assert (
-        collate_samples(processor)([SampleDataset(samples["train"], frames, blank=True)[0]])["pixel_values"]
-        .abs()
-        .max()
-        == 0
-    )
+    assert collate([SampleDataset(samples["train"], blank=True)[0]])["pixel_values"].abs().max() == 0
+
+
+def test_training_never_mirrors_a_volume(hospital):
+    """Reports speak of left and right: what is read, epoch for epoch, is the volume as it lies."""
+    from mu2llm.data.records import Preference, read_jsonl
+    from mu2llm.model import Mu2Processor
+    from mu2llm.training.dpo import _pair, collate_pairs
+    from mu2llm.training.labels import LabelDataset
+    from mu2llm.volume import prepare_frames
+
+    studies = list(read_studies(hospital.studies).values())
+    processor = Mu2Processor.from_pretrained(hospital.model)
+    frames = FrameCache([s.volume for s in studies], processor, hospital.root / "frames")
+    samples = read_samples(hospital.samples, read_studies(hospital.studies))["train"]
+    seen = LabelDataset(studies, [], {study.study_id: set() for study in studies}, frames)
+    sft = SampleDataset(samples)
+    pair = next(read_jsonl(hospital.preferences, Preference))
+    rows = [_pair(pair, read_studies(hospital.studies), processor)]
+    assert studies[0].volume == samples[0].volume == pair.volume
+    expected = prepare_frames(pair.volume, **processor.preparation)
+    assert np.abs(expected - expected[..., ::-1]).max() > 0.3, "its sides differ"
+    for _ in range(30):
+        np.testing.assert_allclose(seen[0]["frames"], expected, atol=1e-5)
+        for batch in (collate_samples(processor, frames)([sft[0]]), collate_pairs(processor, frames)(rows)):
+            np.testing.assert_allclose(batch["pixel_values"][0], expected, atol=1e-5)
 
 
 def test_a_sample_that_is_too_long_is_named(hospital):
     from mu2llm.model import Mu2Processor
 
     processor = Mu2Processor.from_pretrained(hospital.model)
-    row = {"sample_id": "x7", "question": "Why?", "answer": "long " * 600, "frames": [[[[0.0]]]]}
+    sample = Sample("x7", "s", "v", "vqa", "Why?", "long " * 600)
     with pytest.raises(ValueError, match=r"samples x7: a sample is .* tokens long"):
-        collate_samples(processor)([row])
+        collate_samples(processor, {})([(sample, False)])
 
 
 def test_a_sample_of_an_unknown_study_is_named(hospital, tmp_path):
@@ -65,3 +91,49 @@ def test_a_sample_of_an_unknown_study_is_named(hospital, tmp_path):
         read_samples(hospital.samples, studies)
     with pytest.raises(FileNotFoundError, match="set data="):
         read_samples(tmp_path / "none.jsonl", studies)
+
+
+def test_a_batch_reads_each_volume_once_and_asks_for_answers_logits_alone_at_the_same_loss(hospital):
+    import torch
+
+    from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
+
+    processor = Mu2Processor.from_pretrained(hospital.model)
+    model = Mu2ForConditionalGeneration.from_pretrained(hospital.model).eval()
+    frames = {volume: np.random.default_rng(i).random((2, 8, 16, 16)) for i, volume in enumerate("ab")}
+    questions, answers = ["Why?", "Is the heart normal?", "Where?"], ["Yes.", "No.", "The lungs are clear."]
+    asked = zip("aba", questions, answers, strict=True)
+    rows = [(Sample("x", "s", volume, "vqa", q, a), False) for volume, q, a in asked]
+    batch = collate_samples(processor, frames)(rows)
+    whole = processor([frames[volume] for volume in "aba"], questions, answers)
+    with torch.no_grad():
+        ours, plain = model(**batch), model(**whole)
+    assert (len(batch["pixel_values"]), batch["volume_index"].tolist()) == (2, [0, 1, 0])
+    assert ours.logits.shape[1] < plain.logits.shape[1]
+    torch.testing.assert_close(ours.loss, plain.loss)
+    assert (batch["labels"][:, 1:] != -100).sum() == (whole["labels"] != -100).sum()
+
+
+def test_samples_of_like_length_come_together_and_every_one_once():
+    lengths = [random.Random(i).choice([10, 100, 1000]) for i in range(240)]
+    sampler = Grouped(lengths, batch=8, seed=3)
+    order = list(sampler)
+    assert sorted(order) == list(range(240))
+    batches = [[lengths[i] for i in order[j : j + 8]] for j in range(0, 240, 8)]
+    padded = sum(max(batch) * len(batch) for batch in batches)
+    assert padded < 1.3 * sum(lengths)  # in random order more than twice as much
+    assert order == list(sampler)
+    sampler.set_epoch(1)
+    assert order != list(sampler)
+
+
+def test_samples_of_a_study_stay_together():
+    rng = random.Random(0)
+    studies = [f"s{i % 24}" for i in range(240)]
+    lengths = [rng.choice([10, 12, 300]) for _ in studies]
+    order = list(Grouped(lengths, batch=8, seed=3, studies=studies))
+    assert sorted(order) == list(range(240))
+    volumes = [len({studies[i] for i in order[j : j + 8]}) for j in range(0, 240, 8)]
+    assert sum(volumes) / len(volumes) < 4
+    with pytest.raises(ValueError, match="group: study is for sft"):
+        build({"stage": "dpo", "model": "m", "out": "o", "group": "study"})

@@ -6,8 +6,9 @@ import torch
 
 from mu2llm.data.records import Report, Study
 from mu2llm.model.tiny import build_tiny
+from mu2llm.training.labels import LabelHead, SeeingModel, findings_named
 from mu2llm.training.muon import MuonAdamW, orthogonalise
-from mu2llm.training.vision import LabelHead, SeeingModel, findings_named, whiten
+from mu2llm.training.vision import whiten
 
 
 def study(number, text):

@@ -133,6 +133,50 @@ def test_what_is_not_one_sound_stack_is_refused(tmp_path, write_series, change, 
         assert "secret" not in message.lower()
 
 
+def without(*left_out):
+    return lambda i, ds: None if i in left_out else ds
+
+
+def test_missing_slices_are_filled_in_where_that_is_allowed(tmp_path, write_series):
+    whole = write_series(tmp_path / "whole")
+    write_series(tmp_path / "ct", without(3, 5, 6))
+    for source in (tmp_path / "ct", zipped(tmp_path / "ct", tmp_path / "ct.zip")):
+        volume = load_volume(source, allow_gaps=True)
+        assert volume.filled == "3 of 8 slices interpolated, the widest gap 7.50 mm"
+        assert volume.array.dtype == np.int16
+        np.testing.assert_allclose(volume.affine, load_volume(tmp_path / "whole").affine)
+        kept = [0, 1, 2, 4, 7]
+        np.testing.assert_array_equal(volume.array[:, :, kept], whole[:, :, kept])
+        between = [(whole[:, :, 2] / 2 + whole[:, :, 4] / 2), whole[:, :, 4] * 2 / 3 + whole[:, :, 7] / 3]
+        for z, expected in zip((3, 5), between, strict=True):
+            assert np.abs(volume.array[:, :, z] - expected).max() <= 0.51
+    assert load_volume(tmp_path / "whole", allow_gaps=True).filled == ""
+
+
+def test_uneven_slices_are_resampled_where_that_is_allowed(tmp_path, write_series):
+    def change(i, ds):
+        ds.ImagePositionPatient = [-8.0, -6.0, 100 + 2.5 * i + (1.0 if i % 2 and i < 7 else 0.0)]
+        ds.PixelData = np.full((16, 20), round(ds.ImagePositionPatient[2] * 10), np.uint16).tobytes()
+        return ds
+
+    write_series(tmp_path, change)
+    with pytest.raises(VolumeError, match=r"unevenly spaced \(1\.50 to 3\.50 mm\); --allow-gaps"):
+        load_volume(tmp_path)
+    volume = load_volume(tmp_path, allow_gaps=True)
+    middle = 100 + volume.spacing[2] * np.arange(volume.array.shape[2])
+    np.testing.assert_allclose(volume.array[0, 0] + 1024, middle * 10, atol=0.6)
+    assert "slices interpolated" in volume.filled
+
+
+def test_a_gap_too_wide_to_fill_in_and_doubled_slices_are_refused_all_the_same(tmp_path, write_series):
+    write_series(tmp_path / "wide", without(*range(2, 12)), count=14)
+    with pytest.raises(VolumeError, match=r"missing slices over 27\.5 mm, too wide to fill in"):
+        load_volume(tmp_path / "wide", allow_gaps=True)
+    write_series(tmp_path / "doubled", put(ImagePositionPatient=[-8.0, -6.0, 105.0]))
+    with pytest.raises(VolumeError, match="at the place of another"):
+        load_volume(tmp_path / "doubled", allow_gaps=True)
+
+
 def test_folders_and_files_without_slices(tmp_path, write_series):
     (tmp_path / "empty").mkdir()
     with pytest.raises(VolumeError, match="no CT slice in it; of 0 files"):

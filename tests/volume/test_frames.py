@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, VolumeError, load_volume, prepare_frames
+from mu2llm.volume.frames import RECIPE, percentiles
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess"
 
@@ -36,6 +39,19 @@ def test_published_mode_is_the_same_for_float_voxels():
     as_float = Volume(volume.array.astype(np.float32), volume.affine, "float")
     a, b = (prepare_frames(v, size=64, depth=64) for v in (volume, as_float))
     assert np.abs(a - b).max() < 1e-6
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    ends=st.tuples(st.integers(-32768, 32767), st.integers(-32768, 32767)),
+    percents=st.lists(st.floats(0, 100), min_size=1, max_size=3),
+    dtype=st.sampled_from([np.int16, np.float32]),
+)
+def test_percentiles_are_numpys(shape, ends, percents, dtype):
+    array = np.random.default_rng(1).integers(min(ends), max(ends) + 1, shape).astype(dtype)
+    expected = np.percentile(array.astype(np.float64), percents)
+    np.testing.assert_allclose(percentiles(array, percents), expected, rtol=1e-9, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "ASL", "IRP"])
@@ -79,6 +95,23 @@ def test_hu_mode_keeps_the_mean_when_it_shrinks():
     window = ((-1000, 0.0), (1000, 1.0))
     frames = prepare_frames(volume, mode="hu", size=7, depth=8, frame_slices=8, window=window)
     assert frames.mean() == pytest.approx((volume.array.mean() + 1000) / 2000, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [
+        ("published", [0.4018, 0.1716, 0.4839, 0.5107, 0.0]),
+        ("hu", [0.5059, 0.2111, 0.5544, 0.6605, 0.5237]),
+    ],
+)
+def test_whoever_changes_the_numbers_raises_the_recipe(mode, values):
+    """Prepared frames on disk are named by RECIPE: where this fails, raise it and put the new values here."""
+    array = np.random.default_rng(7).integers(-1024, 1500, (40, 36, 30)).astype(np.int16)
+    volume = Volume(array, np.diag([1.5, 1.4, 2.0, 1.0]), "noise")
+    f = prepare_frames(volume, mode=mode, size=16, depth=16, frame_slices=8)
+    found = [f.mean(), f.std(), f[0, 3, 7, 9], f[1, 2, 10, 5], f[1, 7, 1, 14]]
+    assert RECIPE == 1
+    np.testing.assert_allclose(found, values, atol=2e-4)
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -1,0 +1,93 @@
+"""A dataset in the object store is ingested into the object store, prepared and read from there."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mu2llm import storage
+from mu2llm.cli import main
+from mu2llm.data.frames import FrameCache
+from mu2llm.data.publish import publish
+from mu2llm.data.records import Report, Study, write_jsonl
+from mu2llm.volume import prepare_frames
+from tests.s3_server import s3_server
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    (tmp_path / "s3" / "lab").mkdir(parents=True)
+    with s3_server(tmp_path / "s3") as endpoint:
+        monkeypatch.setenv("MU2_S3_ENDPOINT", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield "s3://lab"
+
+
+def records(uri):
+    return [json.loads(line) for line in storage.read_bytes(uri).decode().splitlines()]
+
+
+def test_from_the_store_into_the_store(lab, tmp_path, save_ct, capsys):
+    for i in range(5):
+        save_ct(tmp_path / "set" / "ct" / f"{i}.nii.gz", seed=i)
+    (tmp_path / "set" / "ct" / "3.nii.gz").write_bytes(b"not a CT")
+    rows = "".join(f"ct/{i}.nii.gz,Clear lungs.\n" for i in range(5))
+    (tmp_path / "set" / "reports.csv").write_text(f"volume,report\n{rows}")
+    storage.push(tmp_path / "set", f"{lab}/set")
+    assert main(["data", "ingest", "--root", f"{lab}/set", "--out", f"{lab}/studies/"]) == 0
+    studies = records(f"{lab}/studies/studies.jsonl")
+    assert [study["volume"] for study in studies] == [f"{lab}/set/ct/{i}.nii.gz" for i in (0, 1, 2, 4)]
+    assert [reject["volume"] for reject in records(f"{lab}/studies/rejects.jsonl")] == ["ct/3.nii.gz"]
+    assert json.loads(storage.read_bytes(f"{lab}/studies/ingest.json"))["studies"] == 4
+    below = {uri.removeprefix(f"{lab}/studies/") for uri in storage.list_files(f"{lab}/studies")}
+    assert below >= {"studies.jsonl", "rejects.jsonl", "ingest.json"}
+    assert not any(name.startswith("source") for name in below)
+
+    sizes = ["--mode", "hu", "--size", "16", "--depth", "16", "--frame-slices", "8"]
+    assert main(["data", "prepare", f"{lab}/studies", *sizes]) == 2
+    assert "give --out, a local folder" in capsys.readouterr().err
+    assert main(["data", "prepare", f"{lab}/studies", *sizes, "--out", str(tmp_path / "frames")]) == 0
+
+    settings = SimpleNamespace(preparation={"mode": "hu", "size": 16, "depth": 16, "frame_slices": 8})
+
+    before = sorted((tmp_path / "frames").rglob("*"))
+    frames = FrameCache([study["volume"] for study in studies], settings, tmp_path / "frames")
+    assert sorted((tmp_path / "frames").rglob("*")) == before, "known by the store's tags, not fetched again"
+    expected = prepare_frames(tmp_path / "set" / "ct" / "2.nii.gz", **settings.preparation)
+    np.testing.assert_allclose(frames[f"{lab}/set/ct/2.nii.gz"], expected, atol=1e-5)
+
+    save_ct(tmp_path / "set" / "ct" / "9.nii.gz", seed=9)
+    storage.push(tmp_path / "set" / "ct" / "9.nii.gz", f"{lab}/set/ct/2.nii.gz")
+    frames = FrameCache([f"{lab}/set/ct/2.nii.gz"], settings, tmp_path / "frames")
+    expected = prepare_frames(tmp_path / "set" / "ct" / "9.nii.gz", **settings.preparation)
+    np.testing.assert_allclose(frames[f"{lab}/set/ct/2.nii.gz"], expected, atol=1e-5)
+
+
+def test_volumes_that_ingest_wrote_lie_beside_the_studies(lab, tmp_path):
+    """As of CT-RATE's version 1, whose stored values become HU in `volumes`."""
+    folder = tmp_path / "out"
+    for name in ("volumes/a.nii.gz", "source/CT-RATE/dataset/a.nii.gz"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(name.encode())
+    meta = {"stored_volume": str(folder / "source" / "CT-RATE" / "dataset" / "a.nii.gz")}
+    study = Study(
+        "a", "p", "ct-rate", "train", str(folder / "volumes" / "a.nii.gz"), "hu", Report(""), meta=meta
+    )
+    write_jsonl(folder / "studies.jsonl", [study])
+    publish(folder, f"{lab}/out", f"{lab}/CT-RATE")
+    (there,) = records(f"{lab}/out/studies.jsonl")
+    assert there["volume"] == f"{lab}/out/volumes/a.nii.gz"
+    assert there["meta"]["stored_volume"] == f"{lab}/CT-RATE/dataset/a.nii.gz"
+    assert storage.read_bytes(there["volume"]) == b"volumes/a.nii.gz"
+
+
+def test_an_ingest_that_takes_nothing_leaves_its_rejects_there(lab, tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "ct.nii.gz").write_bytes(b"not a CT")
+    (tmp_path / "set" / "reports.csv").write_text("volume,report\nct.nii.gz,Clear lungs.\n")
+    assert main(["data", "ingest", str(tmp_path / "set"), "--out", f"{lab}/none"]) == 2
+    assert f"all reasons: {lab}/none/rejects.jsonl" in capsys.readouterr().err
+    assert len(records(f"{lab}/none/rejects.jsonl")) == 1
+    assert not storage.exists(f"{lab}/none/studies.jsonl")

@@ -1,0 +1,92 @@
+"""Findings against labelled sentences: precision and recall by attribute (pytest -s prints them).
+
+Over three hundred in the styles of CT-RATE, AMOS-MM, AbdomenAtlas and M3D-Cap, and some in Chinese.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from mu2llm.text.chinese import is_chinese
+from mu2llm.text.findings import extract
+
+LABELLED = yaml.safe_load((Path(__file__).parent / "labelled.yaml").read_text())
+SLOTS = {"side": "side", "location": "at", "severity": "severity", "size": "mm", "change": "change"}
+# What the rules are known to read wrongly.
+WRONG = {
+    "Possible left adrenal adenoma vs. metastasis.",
+    "Pleural effusion is absent on the left but moderate on the right.",
+    "Scattered calcified granulomas in both lungs, no suspicious nodule.",
+}
+
+
+def labels(case):
+    """Each finding of a case as {"polarity", "side", "location", "severity", "size", "change"}."""
+    for said in case["says"]:
+        status = next(word for word in ("present", "absent", "uncertain") if word in said)
+        values = {slot: said.get(name, "") for slot, name in SLOTS.items()}
+        values["size"] = " ".join(f"{size:g}" for size in sorted(values["size"] or []))
+        yield {"polarity": f"{status} {said[status]}", **values}
+
+
+def reading(case):
+    for found in extract(case["sentence"]):
+        yield {
+            "polarity": f"{found.status} {found.entity}",
+            "side": found.side,
+            "location": found.location,
+            "severity": found.severity,
+            "size": " ".join(f"{size:g}" for size in sorted(found.sizes_mm)),
+            "change": found.comparison,
+        }
+
+
+def score(cases, slot):
+    """True positives, what was read, what is labelled: values, each with its entity and status."""
+
+    def values(findings):
+        return sorted((one["polarity"], one[slot]) for one in findings if one[slot])
+
+    hit = read = said = 0
+    for case in cases:
+        right, found = values(labels(case)), values(reading(case))
+        read, said = read + len(found), said + len(right)
+        for one in found:
+            if one in right:
+                hit += 1
+                right.remove(one)
+    return hit, read, said
+
+
+def table(cases):
+    rows = {}
+    for slot in ("polarity", *SLOTS):
+        hit, read, said = score(cases, slot)
+        rows[slot] = (hit / read, hit / said, said)
+    return rows
+
+
+def test_precision_and_recall():
+    assert len({case["sentence"] for case in LABELLED}) == len(LABELLED) >= 300
+    chinese = [case for case in LABELLED if is_chinese(case["sentence"])]
+    english = [case for case in LABELLED if case not in chinese]
+    for name, cases in {"all": LABELLED, "English": english, "Chinese": chinese}.items():
+        print(f"\n{name}: {len(cases)} sentences")
+        for slot, (precision, recall, said) in table(cases).items():
+            print(f"  {slot:9} precision {precision:.3f}  recall {recall:.3f}  ({said} labelled)")
+            assert min(precision, recall) >= (0.95 if slot in ("polarity", "side") else 0.9)
+
+
+def test_what_is_read_wrongly_is_known():
+    def rows(findings):
+        return sorted(tuple(one.values()) for one in findings)
+
+    assert {c["sentence"] for c in LABELLED if rows(labels(c)) != rows(reading(c))} == WRONG
+
+
+def test_they_cover_statuses_sides_and_many_entities():
+    said = [one for case in LABELLED for one in labels(case)]
+    assert {one["polarity"].split(" ", 1)[0] for one in said} == {"present", "absent", "uncertain"}
+    assert {one["side"] for one in said} == {"left", "right", "bilateral", ""}
+    assert {one["change"] for one in said} == {"unchanged", "increased", "decreased", "new", "resolved", ""}
+    assert len({one["polarity"].split(" ", 1)[1] for one in said}) > 60
