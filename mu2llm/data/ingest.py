@@ -78,6 +78,8 @@ def ingest(
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: at least 1 process must open volumes")
     options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
     options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
     out = str(out).rstrip("/") or "/"

@@ -12,6 +12,8 @@ from mu2llm import NOTICE
 from mu2llm.data.records import Preference, Report, Study, read_jsonl, write_jsonl
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
+from mu2llm.evaluation.judges import RulesJudge
+from mu2llm.evaluation.results import region_part
 from mu2llm.text.labels import NAMES, label
 
 OPTIONS = {"max_new_tokens": 12, "resamples": 50, "min_positives": 1}  # as of the fixture `evaluated`
@@ -212,3 +214,15 @@ def test_studies_without_hu_are_drafted_and_shown_in_published_mode(model, studi
     assert page.count("data:image/jpeg") == 4
     with pytest.raises(ValueError, match='mode "hu" cannot read them'):
         evaluate(model, tmp_path / "studies.jsonl", tmp_path / "hu", cases=0, **OPTIONS)
+
+
+def test_regions_by_hand(studies):
+    report = Report(
+        "", regions={"chest": "The heart is enlarged. Left pleural effusion.", "abdomen": "Ascites."}
+    )
+    some = [replace(study, report=report) for study in studies[:2]]
+    drafts = ["The heart is enlarged. Ascites.", "Left pleural effusion. The heart is enlarged. No ascites."]
+    chest, abdomen = region_part(some, drafts, RulesJudge(), {"resamples": 50, "seed": 0})
+    # Chest: one of two findings, then both. Abdomen: the finding, then its denial.
+    assert (chest["region"], chest["studies"], chest["green"]) == ("chest", 2, (1 / 2 + 1) / 2)
+    assert (abdomen["region"], abdomen["green"], abdomen["green_unscored"]) == ("abdomen", (1 + 0) / 2, 0)
