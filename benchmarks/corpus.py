@@ -3,7 +3,8 @@
 Needs no GPU, no network and no CT; leave the machine alone meanwhile. It prints
 - answers per second from a server that takes 200 ms and lets 64 in at once, against the 320 that it can give;
 - reports per second of the rules provider on one core;
-- how far memory rises from 1,000 reports to `--reports`, with the rules provider (rising: within 200 MB).
+- how far memory rises from 1,000 reports to `--reports` with the rules provider, and from 200 to `--asked`
+  reports with a server that answers at once (asked: within 200 MB).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +60,7 @@ def nodules(count: int) -> Iterator[Study]:
         yield Study(f"s{number}", f"s{number}", "made", "train", f"s{number}.nii.gz", "hu", Report(text))
 
 
-def serve(port) -> None:  # type: ignore[no-untyped-def]
+def serve(port, seconds: float = SECONDS) -> None:  # type: ignore[no-untyped-def]
     """A chat endpoint in a process of its own, lean enough not to be what is measured."""
     content = {"message": {"role": "assistant", "content": json.dumps(SAID)}, "finish_reason": "stop"}
     body = json.dumps({"choices": [content]}).encode()
@@ -71,7 +73,7 @@ def serve(port) -> None:  # type: ignore[no-untyped-def]
                 fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
                 await reader.readexactly(int(fields[b"content-length"]))
                 async with room:
-                    await asyncio.sleep(SECONDS)
+                    await asyncio.sleep(seconds)
                 writer.write(answer)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
@@ -84,23 +86,28 @@ def serve(port) -> None:  # type: ignore[no-untyped-def]
     asyncio.run(run())
 
 
-def throughput(folder: Path, calls: int) -> float:
-    """Answers per second, from the first study to the last file."""
+@contextmanager
+def served(seconds: float) -> Iterator[str]:
+    """The URL of a server that takes `seconds` for an answer."""
     here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(there, seconds))
     server.start()
     try:
-        url = f"http://127.0.0.1:{here.recv()}/v1"
-        count = calls // CALLS_PER_REPORT
-        write_jsonl(folder / "nodules.jsonl", nodules(count))
+        yield f"http://127.0.0.1:{here.recv()}/v1"
+    finally:
+        server.terminate()
+        server.join()
+
+
+def throughput(folder: Path, calls: int) -> float:
+    """Answers per second, from the first study to the last file."""
+    with served(SECONDS) as url:
+        write_jsonl(folder / "nodules.jsonl", nodules(calls // CALLS_PER_REPORT))
         began = time.perf_counter()
         build_corpus(folder / "nodules.jsonl", folder / "endpoint", llm=url, model="m", concurrency=AT_ONCE)
         seconds = time.perf_counter() - began
         with (folder / "endpoint" / "responses.jsonl").open("rb") as lines:
             return sum(1 for _ in lines) / seconds
-    finally:
-        server.terminate()
-        server.join()
 
 
 def memory(count: int) -> int:
@@ -110,11 +117,20 @@ def memory(count: int) -> int:
         return peak_bytes(lambda: build_corpus(Path(folder) / "studies.jsonl", Path(folder) / "out"))
 
 
+def asked_memory(count: int, url: str) -> int:
+    """The same for a corpus of `count` reports by a model that answers at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        studies = Path(folder) / "studies.jsonl"
+        write_jsonl(studies, nodules(count))
+        return peak_bytes(lambda: build_corpus(studies, Path(folder) / "out", llm=url, model="m"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--reports", type=int, default=50_000, help="the larger corpus, for memory")
+    parser.add_argument("--asked", type=int, default=2_000, help="the larger corpus that a model makes")
     parser.add_argument("--calls", type=int, default=12_800, help="answers that are asked for")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -127,10 +143,17 @@ def main() -> None:
         reports = 1000 / (time.perf_counter() - began)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # each in a fresh process
         small, large = (pool.apply(memory, (count,)) for count in (1000, args.reports))
+        with served(0) as url:
+            few, many = (pool.apply(asked_memory, (count, url)) for count in (200, args.asked))
     rows = [
         (f"answers/s of {best:g} possible", f"{rate:.0f} ({rate / best:.0%})", "≥ 90 %"),
         ("reports/s by rules, one core", f"{reports:.0f}", "≥ 50"),
-        (f"memory, 1,000 → {args.reports:,} reports", f"+{(large - small) / 1e6:.0f} MB", "≤ 200 MB"),
+        (
+            f"memory by rules, 1,000 → {args.reports:,} reports",
+            f"+{(large - small) / 1e6:.0f} MB",
+            "≤ 200 MB",
+        ),
+        (f"memory by a model, 200 → {args.asked:,} reports", f"+{(many - few) / 1e6:.0f} MB", "≤ 200 MB"),
     ]
     print(machine())
     print(table(rows, ("what", "measured", "asked")))

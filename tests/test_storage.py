@@ -6,6 +6,9 @@ import socket
 import pytest
 
 from mu2llm import storage
+from mu2llm.corpus.build import build_corpus
+from mu2llm.data.records import write_jsonl
+from tests.corpus.made_studies import study
 from tests.s3_server import s3_server
 
 
@@ -138,3 +141,23 @@ def test_settings_that_cannot_work_say_so(monkeypatch, tmp_path):
         storage.read_bytes("gs://lab/x")
     with pytest.raises(ValueError, match="no bucket"):
         storage.read_bytes("s3:///x")
+
+
+def test_a_corpus_is_built_from_and_into_a_uri(base, tmp_path):
+    """With s3:// a run leaves what it has worked out there, also when it fails, and the next one goes on."""
+    write_jsonl(tmp_path / "made.jsonl", [study("a", "No effusion."), study("b", "A 5 mm nodule.")])
+    storage.push(tmp_path / "made.jsonl", f"{base}/studies.jsonl")
+    build_corpus(f"{base}/studies.jsonl", f"{base}/out", stages="questions,answers")
+    with pytest.raises(ValueError, match="stage screen has not been run"):
+        build_corpus(f"{base}/studies.jsonl", f"{base}/out", stages="refine")
+    answers = storage.read_bytes(f"{base}/out/stages/answers.jsonl")
+    summary = build_corpus(f"{base}/studies.jsonl", f"{base}/out")
+    assert storage.read_bytes(f"{base}/out/stages/answers.jsonl") == answers
+    build_corpus(tmp_path / "made.jsonl", tmp_path / "here")
+    for name in ("samples.jsonl", "drops.jsonl", "corpus.json", "corpus.html"):
+        assert storage.read_bytes(f"{base}/out/{name}") == (tmp_path / "here" / name).read_bytes()
+    assert summary["samples"] > 4
+    with pytest.raises(FileNotFoundError, match=f"no studies file at {base}/none.jsonl"):
+        build_corpus(f"{base}/none.jsonl", f"{base}/out")
+    with pytest.raises(FileNotFoundError, match="is a folder"):
+        build_corpus(f"{base}/out", f"{base}/more")

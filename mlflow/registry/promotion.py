@@ -108,7 +108,8 @@ def _apply(client: Any, name: str, event: dict[str, Any]) -> None:
         client.set_model_version_tag(name, previous, "rolled_back_at", event["at"])
         client.set_model_version_tag(name, previous, "rolled_back_by", event["by"])
     client.set_registered_model_alias(name, CHAMPION, version)
-    if event["action"] == "promote" and registered_model(client, name).aliases.get(CHALLENGER) == version:
+    challenger = registered_model(client, name).aliases.get(CHALLENGER)
+    if event["action"] == "promote" and str(challenger) == version:
         client.delete_registered_model_alias(name, CHALLENGER)
     client.set_registered_model_tag(name, f"{EVENT}{event['at']}", json.dumps(event))
 

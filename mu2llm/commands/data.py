@@ -153,7 +153,7 @@ def run_prepare(args: argparse.Namespace) -> int:
     with TemporaryDirectory() as folder:
         studies = list(read_jsonl(storage.fetch(name, folder), Study))
     summary = prepare_dataset(studies, preparation, out, workers=args.workers)
-    print(json.dumps(summary, indent=1))
+    print(json.dumps({name: value for name, value in summary.items() if name != "preparation"}, indent=1))
     return 1 if summary["rejects"] else 0
 
 

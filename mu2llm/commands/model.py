@@ -62,11 +62,13 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
     evaluate.add_argument("--judge-model", default="", help=JUDGE_MODEL)
     evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
+    evaluate.add_argument("--frames", help="folder of prepared frames (data prepare); missing ones are made")
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
     evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
     evaluate.add_argument(
         "--preferences", help="preferences.jsonl that the model was trained on: names its judge"
     )
+    evaluate.add_argument("--json", action="store_true", help="print evaluation.json in place of a table")
     evaluate.set_defaults(run=run_evaluate)
 
     compare = commands.add_parser(
@@ -80,6 +82,7 @@ def add(commands: Any) -> None:
         action="append",
         help="tell how many studies would show this difference of GREEN (may be repeated)",
     )
+    compare.add_argument("--json", action="store_true", help="print JSON in place of sentences")
     compare.set_defaults(run=run_compare)
 
     green = commands.add_parser("green", help="GREEN of candidate reports against their references")
@@ -154,7 +157,9 @@ def run_preferences(args: argparse.Namespace) -> None:
     print(json.dumps(summary, indent=1, ensure_ascii=False))
 
 
-def run_evaluate(args: argparse.Namespace) -> None:
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Exit status 1 where no study could be scored."""
+    from mu2llm.evaluation import show
     from mu2llm.evaluation.evaluate import evaluate
 
     numbers = evaluate(
@@ -164,13 +169,16 @@ def run_evaluate(args: argparse.Namespace) -> None:
         judge=args.judge,
         judge_model=args.judge_model,
         store=args.store,
+        cache=args.frames,
         limit=args.limit,
         bertscore=args.bertscore,
         preferences=args.preferences,
     )
-    shown = {key: value for key, value in numbers.items() if not isinstance(value, dict)}
-    print(json.dumps(shown, indent=1, ensure_ascii=False))
-    print(f"The page: {Path(args.out) / 'report.html'}")
+    if args.json:
+        print(json.dumps(numbers, indent=1, ensure_ascii=False))
+    else:
+        print(f"\n{show.evaluation(numbers)}\n\nThe page: {Path(args.out) / 'report.html'}")
+    return int(numbers["green"] is None)
 
 
 def _named(name: str, place: str | None, option: str | None) -> str:
@@ -181,13 +189,16 @@ def _named(name: str, place: str | None, option: str | None) -> str:
 
 
 def run_compare(args: argparse.Namespace) -> None:
+    from mu2llm.evaluation import show
     from mu2llm.evaluation.evaluate import compare
 
     wanted = {"differences": args.difference} if args.difference else {}
-    print(json.dumps(compare(args.first, args.second, **wanted), indent=1, ensure_ascii=False))
+    found = compare(args.first, args.second, **wanted)
+    print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else show.comparison(found))
 
 
-def run_green(args: argparse.Namespace) -> None:
+def run_green(args: argparse.Namespace) -> int:
+    """Exit status 1 where no pair could be scored."""
     single, many = (args.reference, args.candidate), (args.refs, args.hyps)
     if not (all(single) and not any(many)) and not (all(many) and not any(single)):
         raise ValueError(
@@ -198,8 +209,9 @@ def run_green(args: argparse.Namespace) -> None:
         from mu2llm.evaluation.scoring import green_of_files, show
 
         about = {"judge_model": args.judge_model, "out": args.out, "store": store}
-        print(show(green_of_files(args.refs, args.hyps, args.judge, **about)))
-        return
+        summary = green_of_files(args.refs, args.hyps, args.judge, **about)
+        print(show(summary))
+        return int(summary["green"] is None)
     if args.out:
         raise ValueError("--out goes with --refs and --hyps: a single pair is printed")
     from mu2llm.evaluation.judges import find_judge
@@ -210,6 +222,7 @@ def run_green(args: argparse.Namespace) -> None:
     print(result.completion)
     why = f"{result.status}: {result.reason}"
     print(f"GREEN {result.score:.3f}" if result.score is not None else f"GREEN none ({why})")
+    return int(result.score is None)
 
 
 def run_explain(args: argparse.Namespace) -> None:

@@ -248,7 +248,7 @@ def fetched(studies: str | Path, files: ExitStack) -> Path:
 def local_folder(out: str | Path) -> Iterator[Path]:
     """The folder `out` itself. For s3:// a temporary one with what is there already, copied back at the end,
     also after an error; what a kill interrupts is lost there."""
-    if not str(out).startswith("s3://"):
+    if not storage.is_remote(out):
         yield Path(out)
         return
     with tempfile.TemporaryDirectory() as name:

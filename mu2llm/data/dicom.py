@@ -10,7 +10,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from mu2llm import storage
 from mu2llm.data import dicomweb, privacy
 from mu2llm.data.deidentify import METHOD, Series, deidentify_series
 from mu2llm.data.folder import REPORT_COLUMNS, read_rows, study_of_row
+from mu2llm.data.pool import each
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
 from mu2llm.data.splits import spread
@@ -48,6 +48,7 @@ class Entry:
 def read_dicom(
     root: str | Path,
     out: Path,
+    shown: str,
     *,
     seed: int,
     workers: int,
@@ -58,11 +59,12 @@ def read_dicom(
 
     root: a folder (or s3:// URI, copied to a temporary folder meanwhile) with reports.csv and one series in
         each sub-folder or zip that it names; or dicomweb+https://host/path, with the table `reports`.
-    Raises ValueError when there is no key, when `out` was written with another one, when the table cannot be
+    shown: where `out` ends, a folder or s3:// URI.
+    Raises ValueError when there is no key, when that was written with another one, when the table cannot be
     used, or when a patient stands in two splits.
     """
     pseudonyms = read_key(key_file)
-    privacy.check_same_key(out, pseudonyms)
+    privacy.check_same_key(shown, pseudonyms)
     with tempfile.TemporaryDirectory() as temporary, privacy.quiet():
         if dicomweb.is_server(root):
             entries, rejects = _of_server(str(root), reports)
@@ -276,16 +278,13 @@ def _written(
 ) -> Iterator[tuple[Entry, Path, Series | str]]:
     """Each entry with the zip that was written and what was found in it, or why it is none."""
     parts = [volumes / f"row-{entry.number:06d}-{i:06d}.part" for i, entry in enumerate(entries)]
-    write = partial(_write, pseudonyms=pseudonyms)
-    if workers == 1 or len(entries) < 2:
-        yield from zip(entries, parts, map(write, entries, parts), strict=True)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from zip(entries, parts, pool.map(write, entries, parts), strict=True)
+    found = each(partial(_write, pseudonyms=pseudonyms), list(zip(entries, parts, strict=True)), workers)
+    yield from zip(entries, parts, found, strict=True)
 
 
-def _write(entry: Entry, part: Path, *, pseudonyms: Pseudonyms) -> Series | str:
-    """Writes one series without identifiers into `part`; → what was found, or the reason to reject it."""
+def _write(task: tuple[Entry, Path], *, pseudonyms: Pseudonyms) -> Series | str:
+    """Writes one series without identifiers into a file; → what was found, or the reason to reject it."""
+    entry, part = task
     reason = ""
     for pause in (*PAUSES, None):
         try:

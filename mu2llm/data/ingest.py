@@ -78,6 +78,8 @@ def ingest(
         _make_phantoms(root, phantom, seed)
     elif phantom:
         raise ValueError(f'{", ".join(phantom)}: only the "phantom" dataset takes it')
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: at least 1 process must open volumes")
     options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
     options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
     out = str(out).rstrip("/") or "/"
@@ -111,7 +113,7 @@ def _ingest(
         if scrub is False:
             raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
         studies, rejects = read_dicom(
-            root, out, seed=seed, workers=workers, key_file=key_file, reports=reports
+            root, out, shown, seed=seed, workers=workers, key_file=key_file, reports=reports
         )
     else:
         if key_file is not None or reports is not None:

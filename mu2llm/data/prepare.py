@@ -61,7 +61,7 @@ def prepare_dataset(
         paths[volume] = path
         if reason:
             rejects += [{"study_id": study, "volume": volume, "reason": reason} for study in holders[volume]]
-            bar.set_postfix(rejected=len(rejects))
+            bar.set_postfix(rejected=len(rejects), refresh=False)
     write_jsonl(folder / "rejects.jsonl", rejects)
     tell_rejects(rejects, folder / "rejects.jsonl")
     there = {path for path in paths.values() if path}

@@ -94,13 +94,11 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def check_same_key(out: Path, pseudonyms: Pseudonyms) -> None:
+def check_same_key(out: str, pseudonyms: Pseudonyms) -> None:
     """Raises ValueError when `out` was written with another key: one patient would get two names there."""
-    before = out / REPORT
-    if (
-        before.exists()
-        and json.loads(before.read_text(encoding="utf-8")).get("key") != pseudonyms.fingerprint
-    ):
+    before = f"{out}/{REPORT}"
+    key = json.loads(storage.read_bytes(before)).get("key") if storage.exists(before) else None
+    if key not in (None, pseudonyms.fingerprint):
         raise ValueError(f"{out} was de-identified with another key; give that key, or a new folder")
 
 

@@ -45,7 +45,8 @@ def reject(volume: str, row: int, reason: object) -> Reject:
 def tell_rejects(rejects: list[Reject], path: object, show: int = 3) -> None:
     """Logs how many were rejected, the first of them, and the file that has them all."""
     if rejects:
-        first = "".join(f"\n  {reject['volume']}: {reject['reason']}" for reject in rejects[:show])
+        shown = [(line["volume"] or f"row {line['row']}", line["reason"]) for line in rejects[:show]]
+        first = "".join(f"\n  {name}: {reason}" for name, reason in shown)
         more = f"\n  and {len(rejects) - show} more" if len(rejects) > show else ""
         log.warning("%d rejected, all of them in %s:%s%s", len(rejects), path, first, more)
 

@@ -138,7 +138,9 @@ def _write(
         for i, study in enumerate(studies)
     ]
     write_jsonl(out / "drafts.jsonl", rows)
-    write_page(out / "report.html", result, studies, drafts["real"], judgements, cases=cases)
     temporary = out / "evaluation.json.part"
     temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
     temporary.replace(out / "evaluation.json")
+    write_page(
+        out / "report.html", result, studies, drafts["real"], judgements, model=result["model"], cases=cases
+    )

@@ -1,18 +1,19 @@
 """The evaluation as one HTML page that needs nothing else: numbers, intervals, floors, errors, studies."""
 
-import base64
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mu2llm import NOTICE, __version__
 from mu2llm.data.records import Study
+from mu2llm.evaluation.case_pictures import pictures
+from mu2llm.evaluation.drafts import load
 from mu2llm.evaluation.judges import Judgement
 from mu2llm.evaluation.matching import Note
+from mu2llm.evaluation.published import CAVEATS, TABLE_1
 
 # What a stretch of text is marked as. Where notes overlap, the graver one shows: the later in this order.
 KINDS = ("matched", "detail", "comparison", "grade", "place", "missed", "false")
@@ -55,10 +56,11 @@ def write_page(
     drafts: Sequence[str],
     judgements: Sequence[Judgement],
     *,
+    model: str | Path,
     cases: int = 24,
 ) -> None:
-    """Writes the page. `result` is what evaluation.json holds; `cases` studies get slice pictures, chosen by
-    `choose_cases`, all others are listed with their texts."""
+    """Writes the page. `result` is what evaluation.json holds; `cases` studies, chosen by `choose_cases`, get
+    pictures, for which `model` drafts them once more; all others are listed with their texts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     shown = choose_cases([judgement.score for judgement in judgements], cases, result["seed"])
@@ -72,8 +74,13 @@ def write_page(
     )
     environment.filters |= {"number": _number, "interval": _interval, "percent": _percent}
     everything = [_case(*row) for row in zip(studies, drafts, judgements, strict=True)]
+    loaded = load(model) if shown else None
     for index, why in shown.items():
-        everything[index] |= {"why": why, "pictures": _pictures(studies[index])}
+        everything[index]["why"] = why
+        if loaded:
+            everything[index]["pictures"] = pictures(
+                loaded, studies[index], result["decoding"]["max_new_tokens"]
+            )
     html = environment.get_template("page.html.j2").render(
         notice=NOTICE,
         version=__version__,
@@ -82,7 +89,9 @@ def write_page(
         findings=sorted(result["findings"], key=lambda row: (not row["counted"], -row["f1"], row["finding"])),
         most_errors=max([1, *(row["significant"] + row["insignificant"] for row in result["green_errors"])]),
         cases=[everything[index] for index in shown],
-        others=[case for index, case in enumerate(everything) if index not in shown],
+        others=_bands([case for index, case in enumerate(everything) if index not in shown]),
+        table_1=TABLE_1,
+        caveats=CAVEATS,
     )
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
@@ -150,22 +159,30 @@ def _case(study: Study, draft: str, judgement: Judgement) -> dict[str, Any]:
             key=lambda note: (not note.significant, note.category),
         ),
         "why": "",
-        "pictures": [],
+        "pictures": {},
     }
 
 
-def _pictures(study: Study) -> list[str]:
-    """Three axial slices as base64 PNG, in a grey curve that shows lung, soft tissue and calcium at once; of
-    a volume without HU (M3D-Cap, 32 slices) in its own greys."""
-    from mu2llm import storage
-    from mu2llm.volume import prepare_frames
-    from mu2llm.volume.pictures import slices_png
+_BELOW = 1e-9
+_BANDS = (
+    ("0", 0, 0),
+    ("above 0, below 0.25", _BELOW, 0.25 - _BELOW),
+    ("0.25 to below 0.5", 0.25, 0.5 - _BELOW),
+    ("0.5 to below 0.75", 0.5, 0.75 - _BELOW),
+    ("0.75 to below 1", 0.75, 1 - _BELOW),
+    ("1", 1, 1),
+)
 
-    mode: Literal["published", "hu"] = "published" if study.intensity == "unit" else "hu"
-    with tempfile.TemporaryDirectory() as folder:
-        path = storage.fetch(study.volume, folder)
-        frames = prepare_frames(path, mode=mode, size=192, depth=96 if mode == "hu" else 32)
-    return [base64.b64encode(png).decode() for png in reversed(slices_png(frames, count=3, mode=mode))]
+
+def _bands(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases by their score, in bands of a quarter, the worst first; those without a score at the end."""
+    scored = sorted((c for c in cases if c["score"] is not None), key=lambda c: (c["score"], c["study_id"]))
+    bands = [
+        {"name": f"GREEN {name}", "cases": [case for case in scored if low <= case["score"] <= high]}
+        for name, low, high in _BANDS
+    ]
+    bands.append({"name": "not scored", "cases": [c for c in cases if c["score"] is None]})
+    return [band for band in bands if band["cases"]]
 
 
 def _panels(r: dict[str, Any]) -> list[dict[str, Any]]:

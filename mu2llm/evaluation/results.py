@@ -3,6 +3,7 @@
 A number that cannot be told is None, never 0; one whose data is not installed is a line that says so.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mu2llm.data.records import Study
 from mu2llm.evaluation import metrics
 from mu2llm.evaluation.clinical import clinical
 from mu2llm.evaluation.drafts import Mode
+from mu2llm.evaluation.green import LETTERS
 from mu2llm.evaluation.judges import Judge, Judgement
 from mu2llm.evaluation.parts import region_of
 from mu2llm.evaluation.scoring import error_table, why_unscored
@@ -40,7 +42,23 @@ def green_part(
     part["green_unscored_why"] = why_unscored(judgements["real"])
     part["green_errors"] = error_table(real)
     part["green_matched"] = sum(j.matched for j in real)
+    part["green_by_finding"] = by_finding(real)
     return part
+
+
+def by_finding(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
+    """Matched and significant errors (a) to (f) of each entity, the most frequent first; empty for judges
+    that give no notes. What one report calls by another name is false there and missing here."""
+    counts: dict[str, Counter[str]] = {}
+    for note in (note for judgement in judgements for note in judgement.notes):
+        claim = note.reference or note.candidate
+        if claim is not None and (note.significant or note.category == "matched"):
+            counts.setdefault(claim.entity, Counter())[note.category] += 1
+    rows = [
+        {"finding": name, "matched": found["matched"], **{letter: found[letter] for letter in LETTERS}}
+        for name, found in counts.items()
+    ]
+    return sorted(rows, key=lambda row: (-counts[row["finding"]].total(), row["finding"]))
 
 
 def rouge_part(

@@ -6,6 +6,7 @@ It logs no prompt, no answer and no key.
 import email.utils
 import hashlib
 import json
+import logging
 import random
 import threading
 import time
@@ -20,12 +21,15 @@ import urllib3
 from mu2llm.llm.gate import Gate
 from mu2llm.llm.reply import Unusable, read_reply
 
+log = logging.getLogger("mu2llm")
+
 Messages = list[dict[str, str]]
 
 _PASSING = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
 _BUSY_TRIES = 20  # times that one request lets itself be sent away with "too many requests"
 _LONGEST_WAIT = 3600.0  # seconds; an endpoint that asks for more is out of quota, not busy
 _COUNTED = ("prompt_tokens", "completion_tokens")
+_NO_CONNECTION = "unavailable: no connection"
 _LOST_IN_A_ROW = 32  # requests given up with no answer between them: the endpoint is down
 
 
@@ -109,6 +113,7 @@ class Client:
         self._lock = threading.Lock()
         self._structured = True  # until the endpoint turns response_format down
         self._lost = 0
+        self._silent_until = 0.0
         self.usage = {"calls": 0} | dict.fromkeys(_COUNTED, 0)
 
     def complete(
@@ -202,7 +207,9 @@ class Client:
             _stop_at(status, self.url, self.model)
             lost, fault = lost + 1, f"{reply} in {lost + 1} tries"
             if lost < self.asking.tries:
-                self.gate.sleep(self.asking.pause * 2 ** (lost - 1) * random.uniform(0.5, 1.5))
+                pause = self.asking.pause * 2 ** (lost - 1) * random.uniform(0.5, 1.5)
+                self._warn(reply, pause, lost)
+                self.gate.sleep(pause)
         raise self._given_up(fault)
 
     def _post(self, body: dict[str, Any]) -> tuple[float, int, float | None, dict[str, Any] | str]:
@@ -215,7 +222,7 @@ class Client:
                     "POST", f"{self.url}/chat/completions", body=data, headers=self._headers, redirect=False
                 )
             except urllib3.exceptions.ConnectTimeoutError:  # a refused connection is one of these to urllib3
-                return began, 0, None, "unavailable: no connection"
+                return began, 0, None, _NO_CONNECTION
             except urllib3.exceptions.TimeoutError:
                 return began, 0, None, f"late: no answer within {self.asking.timeout:g} s"
             except urllib3.exceptions.HTTPError as error:
@@ -239,10 +246,24 @@ class Client:
                 self.usage[name] += usage.get(name, 0)
         return began, 200, None, answer
 
+    def _warn(self, what: str, pause: float, lost: int) -> None:
+        """Says what is tried again and when; of many requests at once, one speaks for all."""
+        with self._lock:
+            if time.monotonic() < self._silent_until:
+                return
+            self._silent_until = time.monotonic() + pause
+        log.warning(
+            "%s: %s; trying again in %.1f s (%d of %d)", self.url, what, pause, lost, self.asking.tries
+        )
+
     def _given_up(self, reason: str) -> Exception:
         """The error for a request that is given up; another one when it is the endpoint that is gone."""
         with self._lock:
             self._lost += 1
+            if not self.usage["calls"] and reason.startswith(_NO_CONNECTION):
+                return ConnectionError(
+                    f"{self.url} cannot be reached ({reason}): see that it runs and the address is right"
+                )
             if self._lost < _LOST_IN_A_ROW:
                 return Unanswered(reason, passing=True)
         return ConnectionError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from .identifiers import PATTERNS, Pattern, words
-from .words import lexicon
+from .words import lemma, lexicon
 
 NAME, DATE, PHONE, ID, PLACE = "[name]", "[date]", "[phone]", "[id]", "[place]"
 
@@ -65,7 +65,7 @@ def _replace(text: str, pattern: Pattern) -> tuple[str, int]:
 
 def _known_patterns(known: Known) -> list[Pattern]:
     """Exact patterns, the longest first, so that no part of a longer one is left."""
-    found = [Pattern(PLACE, _phrase(place)) for place in _longest(known.places) if len(place) >= 6]
+    found = [Pattern(PLACE, _phrase(place)) for place in _longest(known.places) if _is_place(place)]
     found += [Pattern(PHONE, _digits(phone)) for phone in _longest(known.phones) if _count(phone) >= 5]
     found += [Pattern(ID, _exact(value)) for value in _longest(known.ids) if _tells(value)]
     found += [Pattern(DATE, regex) for day in sorted(known.dates) if (regex := _day(day))]
@@ -82,8 +82,14 @@ def _count(text: str) -> int:
 
 def _tells(value: str) -> bool:
     """Whether an id is long and odd enough that finding it in a text is no accident."""
+    if re.fullmatch(r"[CTLSD]\d{1,2}(?:[/-][CTLS]?\d{1,2})?", value, re.I):
+        return False  # a vertebra
     if any(char.isdigit() for char in value):
         return len(value) >= 5 or (len(value) == 4 and not value.isdigit())
+    return len(value) >= 6 and not _is_word(value)
+
+
+def _is_place(value: str) -> bool:
     return len(value) >= 6 and not _is_word(value)
 
 
@@ -120,12 +126,13 @@ def _clinical_words() -> frozenset[str]:
         node = nodes.pop()
         found.update(word for word in node if word)
         nodes += [below for word, below in node.items() if word]
-    return frozenset(found) | words("also_words")
+    return frozenset(found)
 
 
 def _is_word(name: str) -> bool:
     """Whether a name is also a word that reports use, so that alone it may mean no person."""
-    return name.lower() in _clinical_words()
+    word = name.lower()
+    return word in words("also_words") or word in words("no_name") or lemma(word) in _clinical_words()
 
 
 def _name_patterns(names: Iterable[str]) -> list[Pattern]:
@@ -140,7 +147,8 @@ def _name_patterns(names: Iterable[str]) -> list[Pattern]:
                 continue
             parts = [part for part in re.split(r"[\s^,;]+", alternative) if len(part.strip(".")) > 1]
             parts = [part for part in parts if any(char.isalpha() for char in part)]
-            if len(parts) > 1:
+            clinical = all(lemma(part.lower()) in _clinical_words() for part in parts)  # LIVER^PHANTOM
+            if len(parts) > 1 and not clinical:
                 found.append(Pattern(NAME, _run(parts), unless=_all_small_words))
             alone |= {part for part in parts if len(part) > 2 and not _is_word(part)}
     if alone:

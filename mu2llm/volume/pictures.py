@@ -46,12 +46,14 @@ def overlay_png(
     window: tuple[float, float] = (-160.0, 240.0),
     width: int = 1024,
     height: int = 512,
+    opacity: float = 1.0,
 ) -> bytes:
     """One PNG: the axial, coronal and sagittal slice through the strongest place, saliency in red over it.
 
     saliency: (X, Y, Z) on the volume's own voxels, 0 to 1 (`to_volume`). The patient's right is on the left,
     the front up (sagittal: on the left), the head up.
     width, height: of the picture in pixels at most. A millimetre is as long in all three planes.
+    opacity: of the red; at 0 the same three planes stand alone.
     """
     if saliency.shape != volume.array.shape:
         raise ValueError(f"saliency has shape {saliency.shape}, the volume {volume.array.shape}")
@@ -75,6 +77,7 @@ def overlay_png(
     for plane, warm, (across, up) in zip(cuts(grey), cuts(heat), sizes, strict=True):
         shown, mask = (_resized(part, across, up)[..., None] for part in (plane, warm))
         top = (len(picture) - up) // 2
+        mask = mask * opacity
         red = shown * (1 - 0.6 * mask) + mask * np.array([0.6, 0.05, 0.0])
         picture[top : top + up, left : left + across] = red
         left += across

@@ -114,3 +114,20 @@ def test_mistakes_are_named(tmp_path):
         build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", llm="http://localhost:1")
     with pytest.raises(ValueError, match="llm='rules', which asks none"):
         build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", model="m")
+
+
+def test_near_duplicates_are_thinned_and_counted(tmp_path):
+    same = [study(f"s{number}", "There is a small left pleural effusion.") for number in range(5)]
+    write_jsonl(tmp_path / "studies.jsonl", same)
+    all_of_them = build_corpus(tmp_path / "studies.jsonl", tmp_path / "all", most_alike=0)
+    thinned = build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", most_alike=2)
+    assert all_of_them["near_duplicates"]["repeated"] >= 12 and not all_of_them["near_duplicates"]["thinned"]
+    lost = all_of_them["tasks"]["vqa"] - thinned["tasks"]["vqa"]
+    assert lost >= 8 and thinned["near_duplicates"]["thinned"] == thinned["drops"] == lost
+    assert thinned["drop_reasons"] == {"duplicate": lost} and thinned["made"] == all_of_them["made"]
+    assert thinned["tasks"]["report"] == thinned["tasks"]["narrative"] == 5
+    kept = [one for one in read_jsonl(tmp_path / "out" / "samples.jsonl", Sample) if one.task == "vqa"]
+    # "Is there …?" and "Does this CT show …?" count as one question.
+    assert [one.study_id for one in kept if one.answer.startswith("Yes, there is")] == ["s0", "s1"]
+    with pytest.raises(ValueError, match="most_alike=-1"):
+        build_corpus(tmp_path / "studies.jsonl", tmp_path / "out", most_alike=-1)

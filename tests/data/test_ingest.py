@@ -267,3 +267,8 @@ def test_reports_of_a_folder_are_scrubbed_unless_told_otherwise(tmp_path, capsys
 
 def test_the_command_offers_every_dataset():
     assert set(DATASETS) == {*READERS, "dicom"}
+
+
+def test_no_process_at_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="workers=0: at least 1 process"):
+        ingest("folder", tmp_path, tmp_path / "out", workers=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,6 +19,7 @@ from mu2llm.data import privacy
 from mu2llm.data.pseudonyms import Pseudonyms
 from mu2llm.data.records import Study, read_jsonl
 from tests.dicom_series import write_series
+from tests.s3_server import s3_server
 
 KEY = "0123456789abcdef" * 4
 MARK = "QZMARK"  # every marker holds it; nothing else does
@@ -157,15 +159,11 @@ def hospital(tmp_path_factory):
     return root
 
 
-def run(tmp_path, *words):
+def run(tmp_path, *words, **more):
     """`mu2` as a user runs it, with its temporary folder watched; → status, all that it said."""
     (tmp_path / "tmp").mkdir(exist_ok=True)
-    environment = {
-        **os.environ,
-        "MU2_DEID_KEY": KEY,
-        "TMPDIR": str(tmp_path / "tmp"),
-        "PYTHONWARNINGS": "always",
-    }
+    own = {"MU2_DEID_KEY": KEY, "TMPDIR": str(tmp_path / "tmp"), "PYTHONWARNINGS": "always"}
+    environment = {**os.environ, **own, **more}
     command = [sys.executable, "-m", "mu2llm.cli", *words]
     done = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
     return done.returncode, done.stdout + done.stderr
@@ -237,6 +235,28 @@ def test_no_marker_is_in_an_error(hospital, tmp_path):
         assert_clean("the error", said)
     for what, data in contents(tmp_path / "out"):
         assert_clean(what, data)
+
+
+@pytest.mark.slow
+def test_no_marker_goes_from_one_place_of_the_object_store_to_another(hospital, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(hospital, store / "lab" / "in")
+    places = ["--root", "s3://lab/in", "--out", "s3://lab/out"]
+    line = ["--debug", "data", "ingest", "--dataset", "dicom", *places]
+    with s3_server(store) as endpoint:
+        access = {"MU2_S3_ENDPOINT": endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+        status, said = run(tmp_path, *line, **access)
+        assert status == 0, said.decode()[-2000:]
+        again, refused = run(tmp_path, *line, **{**access, "MU2_DEID_KEY": KEY[::-1]})
+        assert again != 0 and b"s3://lab/out was de-identified with another key" in refused
+        shutil.rmtree(store / "lab" / "in" / f"{MARK}RescaleSlope")
+        again, missing = run(tmp_path, *line, **access)  # the server still lists them
+        assert again != 0 and b"Traceback" in missing and b"Error: s3://lab/in: " in missing
+    assert_clean("what was said", said + refused + missing)
+    for what, data in contents(store / "lab" / "out"):
+        assert_clean(what, data)
+    assert len(list((store / "lab" / "out" / "volumes").iterdir())) == 2
+    assert not any((tmp_path / "tmp").iterdir())
 
 
 @pytest.mark.slow

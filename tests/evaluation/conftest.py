@@ -61,3 +61,15 @@ def model(studies, tmp_path_factory):
     small.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(model, studies_file, tmp_path_factory):
+    """What `evaluate` returns, and the folder that it wrote; three studies have pictures."""
+    from mu2llm.evaluation.evaluate import evaluate
+
+    folder = tmp_path_factory.mktemp("evaluation") / "new"
+    return (
+        evaluate(model, studies_file, folder, cases=3, max_new_tokens=12, resamples=50, min_positives=1),
+        folder,
+    )

@@ -12,15 +12,11 @@ from mu2llm import NOTICE
 from mu2llm.data.records import Preference, Report, Study, read_jsonl, write_jsonl
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
+from mu2llm.evaluation.judges import RulesJudge
+from mu2llm.evaluation.results import region_part
 from mu2llm.text.labels import NAMES, label
 
-OPTIONS = {"max_new_tokens": 12, "resamples": 50, "min_positives": 1}
-
-
-@pytest.fixture(scope="module")
-def evaluated(model, studies_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluation") / "new"
-    return evaluate(model, studies_file, folder, cases=3, **OPTIONS), folder
+OPTIONS = {"max_new_tokens": 12, "resamples": 50, "min_positives": 1}  # as of the fixture `evaluated`
 
 
 def test_the_json_holds_what_was_returned(evaluated):
@@ -173,12 +169,13 @@ def test_the_page_stands_alone_and_says_what_it_is(evaluated, studies):
     html = (folder / "report.html").read_text()
     page = Page(html)
     assert page.words.count(NOTICE) == 2
-    assert len(page.images) == 9
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert len(page.images) == 6  # of three studies the planes, without and with what moved the draft
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert not page.tags & {"link", "script", "iframe", "object"}
     assert "url(" not in html
     assert all(study.study_id in page.words for study in studies)
     assert not any(study.patient_id in html for study in studies)
+    assert "μ²LLM-1B SFT+DPO" in page.words and "0.876 (sic)" in page.words and "no yardstick" in page.words
 
 
 def test_the_page_escapes_reports(model, studies, tmp_path):
@@ -214,6 +211,18 @@ def test_studies_without_hu_are_drafted_and_shown_in_published_mode(model, studi
     write_jsonl(tmp_path / "studies.jsonl", scaled)
     evaluate(tmp_path / "model", tmp_path / "studies.jsonl", tmp_path / "out", cases=2, **OPTIONS)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("data:image/png") >= 6
+    assert page.count("data:image/jpeg") == 4
     with pytest.raises(ValueError, match='mode "hu" cannot read them'):
         evaluate(model, tmp_path / "studies.jsonl", tmp_path / "hu", cases=0, **OPTIONS)
+
+
+def test_regions_by_hand(studies):
+    report = Report(
+        "", regions={"chest": "The heart is enlarged. Left pleural effusion.", "abdomen": "Ascites."}
+    )
+    some = [replace(study, report=report) for study in studies[:2]]
+    drafts = ["The heart is enlarged. Ascites.", "Left pleural effusion. The heart is enlarged. No ascites."]
+    chest, abdomen = region_part(some, drafts, RulesJudge(), {"resamples": 50, "seed": 0})
+    # Chest: one of two findings, then both. Abdomen: the finding, then its denial.
+    assert (chest["region"], chest["studies"], chest["green"]) == ("chest", 2, (1 / 2 + 1) / 2)
+    assert (abdomen["region"], abdomen["green"], abdomen["green_unscored"]) == ("abdomen", (1 + 0) / 2, 0)

@@ -1,5 +1,6 @@
 """The client against a real server, what it makes of answers, and the store that it keeps them in."""
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -194,3 +195,25 @@ def test_a_store_of_many_keys_finds_each_and_keeps_the_last(tmp_path, monkeypatc
         assert [store[key] for key in keys] == [*range(3), "newer", *range(4, 57)]
         with pytest.raises(KeyError):
             store["f" * 64]
+
+
+def test_an_address_where_nobody_answers_is_said_and_soon_given_up(caplog):
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        client = Client(url, "m", asking=Asking(timeout=1.0, pause=0.01, tries=3))
+        with pytest.raises(ConnectionError, match=f"{url} cannot be reached .*no connection in 3 tries"):
+            client.complete(asked("7"), SCHEMA)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 2 and all(url in line and "trying again in" in line for line in said)
+    assert "(1 of 3)" in said[0]
+
+
+def test_an_endpoint_that_only_fails_is_given_up_after_a_while(server):
+    server.plan = lambda *_: "500"
+    client = Client(server.url, "m", asking=Asking(timeout=1.0, pause=0.001, tries=1))
+    for _ in range(31):
+        with pytest.raises(Unanswered, match="unavailable: HTTP 500"):
+            client.complete(asked("7"), SCHEMA)
+    with pytest.raises(ConnectionError, match="left 32 requests in a row without an answer"):
+        client.complete(asked("7"), SCHEMA)

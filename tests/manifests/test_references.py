@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mu2llm.cli import parse
 from mu2llm.components import images
 from mu2llm.pipelines.compile import PLACES
 from mu2llm.pipelines.settings import ClusterSettings
@@ -152,3 +153,14 @@ def test_what_a_route_or_scaler_names_is_there(production: list[Object]) -> None
 
 def test_every_placeholder_was_replaced(production: list[Object]) -> None:
     assert "from-site" not in str(production)
+
+
+def test_the_nightly_backup_is_a_command_of_ours(production: list[Object]) -> None:
+    """What the CronJob runs is understood, and what its first container writes is what its second reads."""
+    template = next(template for name, template in pod_templates(production) if name == "CronJob backup")
+    (dump,), (backup,) = template["spec"]["initContainers"], template["spec"]["containers"]
+    args = parse([*backup["command"][1:], *backup["args"]])
+    assert f"--file={args.database}" in dump["command"]
+    assert str(args.folder) in {it["mountPath"] for it in backup["volumeMounts"]}
+    mlflow = next(template for name, template in pod_templates(production) if name == "Deployment mlflow")
+    assert f"--artifacts-destination={args.artifacts}" in mlflow["spec"]["containers"][0]["args"]

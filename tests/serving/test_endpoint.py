@@ -275,7 +275,7 @@ def test_the_saliency_comes_with_the_draft(endpoint: tuple[Server, Path], nifti:
     assert image.shape == nib.load(nifti).shape
 
 
-def test_a_deadline_is_kept_by_the_server(endpoint: tuple[Server, Path], nifti: Path) -> None:
+def test_a_deadline_is_kept(endpoint: tuple[Server, Path], nifti: Path) -> None:
     with pytest.raises(TimeoutError, match=r"0\.02 s"):
         list(report(nifti, url=endpoint[0].url, max_tokens=400, temperature=1.0, seed=5, timeout=0.02))
 

@@ -120,9 +120,9 @@ def test_the_same_seed_gives_the_same_draft_alone_or_in_company(ask) -> None:
 
 
 def test_an_answer_that_nobody_wants_is_ended_within_two_steps(ask) -> None:
-    answer = ask(Answer(stop_after=2), temperature=1.0, seed=5, max_tokens=180)
+    answer = ask(Answer(stop_after=1), temperature=1.0, seed=5, max_tokens=180)
     assert answer.outcome()[0] == "CANCELLED"
-    assert len(answer.pieces) <= 4
+    assert len(answer.pieces) == 1
 
 
 def test_a_study_is_encoded_once_for_all_questions(ask, tmp_path: Path) -> None:

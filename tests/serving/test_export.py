@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mu2llm.serving.export import export_triton, served_version, verify
+from mu2llm.serving.export import Limits, export_triton, limits_of, place, served_version, switch, verify
 
 ORIGIN = {"registry_version": 1, "run_id": "abc"}
 
@@ -89,3 +89,14 @@ def test_the_manifest_is_json_that_a_person_can_read(model: Path, tmp_path: Path
     manifest = json.loads((entry / "manifest.json").read_text())
     assert manifest["version"] == 4
     assert all(len(digest) == 64 for digest in manifest["files"].values())
+
+
+def test_a_placed_version_waits_until_it_is_switched_to(model: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    assert limits_of(repository) == Limits()
+    chosen = Limits(max_queue=3, max_batch=2, max_tokens=99, max_volume_bytes=12345)
+    export_triton(model, repository, version=1, manifest=ORIGIN, limits=chosen)
+    verify(place(model, repository, version=2, manifest=ORIGIN))
+    assert served_version(repository) == 1
+    switch(repository, 2, limits_of(repository))
+    assert (served_version(repository), limits_of(repository)) == (2, chosen)

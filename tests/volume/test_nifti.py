@@ -96,9 +96,9 @@ def patched(offset, values, kind="<i2", array=HU):
     return bytes(raw)
 
 
-def nan():
+def nan(value=np.nan):
     array = HU.astype(np.float32)
-    array[3, 3, 3] = np.nan
+    array[3, 3, 3] = value
     return array
 
 
@@ -117,6 +117,7 @@ BAD = {
     "one slice": (image(HU[:, :, :1]).to_bytes(), "one slice, not a volume"),
     "one sagittal slice": (image(HU[:1]).to_bytes(), "one slice, not a volume"),
     "NaN": (image(nan()).to_bytes(), "NaN or infinite"),
+    "infinite": (image(nan(-np.inf)).to_bytes(), "NaN or infinite"),
     "constant": (image(np.full_like(HU, 7)).to_bytes(), "every voxel is 7"),
     "complex": (image(HU.astype(np.complex64)).to_bytes(), "complex64 are not CT"),
     "colour": (patched(70, [128, 24]), "are not CT"),

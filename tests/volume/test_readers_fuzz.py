@@ -2,7 +2,12 @@
 
 import gzip
 import io
+import json
+import signal
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,6 +17,7 @@ from hypothesis import strategies as st
 
 from mu2llm.volume import VolumeError, load_volume_bytes
 
+ROOT = Path(__file__).parents[2]
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
@@ -103,7 +109,39 @@ def test_damaged_dicom(damage, which, slices):
 
 
 @pytest.mark.slow
-@settings(max_examples=2500, **RELAXED)
-@given(damage=mutations(limit=400), inner=st.booleans())
-def test_damaged_nifti_many_times(damage, inner):
-    check(gzip.compress(damage(nifti()), 1) if inner else damage(nifti()))
+def test_thousands_of_mutations_within_bounds_of_time_and_memory():
+    """See fuzz_readers: 10 s and 2 GB for each case, held by the kernel."""
+    command = [sys.executable, "-m", "tests.volume.fuzz_readers", "1", "2700"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, "\n".join(done.stderr.splitlines()[-20:])
+    result = json.loads(done.stdout)
+    assert sum(sum(counts.values()) for counts in result.values()) == 2700
+    assert len(result) == 9
+    for name, counts in result.items():
+        assert counts["refused"] > 30, f"{name}: hardly anything was damaged"
+    assert sum(counts["volumes"] for counts in result.values()) > 100, "some damage leaves a volume"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "sign"),
+    [
+        ("any(iter(int, 1))", -signal.SIGALRM, ""),
+        ("np.empty(1 << 29)", 1, "MemoryError"),
+        ("raise KeyError(name)", 1, "KeyError"),
+    ],
+)
+def test_a_reader_that_hangs_swells_or_breaks_is_caught(trouble, status, sign):
+    code = (
+        "import numpy as np; from tests.volume import fuzz_readers as fuzz\n"
+        "fuzz.SECONDS, known, calls = 1, fuzz.load_volume_bytes, []\n"
+        "def load(data, name):\n"
+        "    calls.append(name)\n"
+        f"    if len(calls) > 12: {trouble}\n"
+        "    return known(data, name)\n"
+        "fuzz.load_volume_bytes = load\n"
+        "fuzz.main(1, 20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status
+    assert "case 3: gzip of a damaged nifti" in done.stderr, "after the nine undamaged files"
+    assert sign in done.stderr
