@@ -1,6 +1,6 @@
 """The paper's ablation on phantoms: which part of the μ²Tokenizer, and DPO, is worth what.
 
-    python -m benchmarks.ablation --out ablation                      # the demo's budget: days on two cores
+    python -m benchmarks.ablation --out ablation                      # the demo's budget: hours on two cores
     python -m benchmarks.ablation --out trial --budget trial --seeds 1   # every step, nothing learned
 
 Every variant has the demo's model but for the choices below, the same data and the same steps: vision
