@@ -148,6 +148,7 @@ def write_page(out: Path, budget: str, page: Path) -> None:
         if values
     ]
     tested = next(values[0]["studies"] for values in runs.values() if values)
+    page.parent.mkdir(parents=True, exist_ok=True)
     plot(runs, page.with_name("ablation.png"))
     page.write_text(
         "# Results\n\n"

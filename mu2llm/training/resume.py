@@ -38,7 +38,7 @@ def is_whole(checkpoint: Path) -> bool:
     mark = checkpoint / WHOLE
     if not mark.is_file():
         return False
-    sizes = json.loads(mark.read_text(encoding="utf-8"))["files"]
+    sizes = json.loads(mark.read_text(encoding="utf-8")).get("files", {})  # none in marks of 0.1.0
     return all(
         (p := checkpoint / name).is_file() and p.stat().st_size == size for name, size in sizes.items()
     )
