@@ -1,5 +1,6 @@
 """GREEN by a model at an endpoint: a real HTTP server that judges, breaks, refuses and fails."""
 
+import json
 import logging
 
 import pytest
@@ -187,7 +188,7 @@ def test_green_on_the_command_line(server, tmp_path, capsys):
     assert len(server.model.asked) == 3
 
 
-def test_an_evaluation_by_an_endpoint(server, model, studies_file, tmp_path, capsys):
+def test_an_evaluation_by_an_endpoint(server, model, studies_file, tmp_path):
     from mu2llm.evaluation.evaluate import evaluate
 
     options = {"limit": 2, "max_new_tokens": 4, "resamples": 20, "cases": 0}
@@ -201,4 +202,4 @@ def test_an_evaluation_by_an_endpoint(server, model, studies_file, tmp_path, cap
 
     words = ["--model", str(model), "--studies", str(studies_file), "--out", str(tmp_path / "cli")]
     assert main(["evaluate", *words, "--limit", "2", "--judge", server.url, "--judge-model", "m"]) == 0
-    assert '"judge": "m@endpoint"' in capsys.readouterr().out
+    assert json.loads((tmp_path / "cli" / "evaluation.json").read_text())["judge"] == "m@endpoint"
