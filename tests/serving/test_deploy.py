@@ -130,5 +130,5 @@ def test_the_interface_that_loads_models_is_locked(served: tuple[Path, Path]) ->
 
 
 def test_a_trial_says_why(broken: Path) -> None:
-    with pytest.raises(RuntimeError, match="mismatched_sizes"):
+    with pytest.raises(RuntimeError, match="not of one model"):
         smoke(broken)
