@@ -26,6 +26,13 @@ def check_volume_file(study: Study, copies: Path, allow_gaps: bool = False) -> d
     Returns {"shape", "spacing" (mm; none of a volume in [0, 1]), "sha256"} of the voxels, for a written one
     {"copy"}, its path, and {"filled"}, which slices were; or {"reason"} why the study cannot be used.
     """
+    try:
+        return _check(study, copies, allow_gaps)
+    except MemoryError:
+        return {"reason": "there is not enough memory for it; use fewer workers"}
+
+
+def _check(study: Study, copies: Path, allow_gaps: bool) -> dict[str, Any]:
     path = study.volume
     try:
         volume = load_volume(path, allow_gaps=allow_gaps)

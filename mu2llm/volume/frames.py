@@ -46,12 +46,7 @@ def prepare_frames(
 
     Raises VolumeError for a volume that cannot be read, ValueError for settings that make no sense.
     """
-    if min(size, depth, frame_slices) < 1 or depth % frame_slices:
-        raise ValueError(
-            f"depth {depth} must be a multiple of frame_slices {frame_slices}, and size {size} ≥ 1"
-        )
-    if mode not in ("published", "hu"):
-        raise ValueError(f'mode "{mode}" is unknown; take "published" or "hu"')
+    recipe(mode, size, depth, frame_slices, window)
     volume = path if isinstance(path, Volume) else load_volume(path)
     slices = (
         _published(volume, size, depth) if mode == "published" else _hounsfield(volume, size, depth, window)
@@ -62,7 +57,20 @@ def prepare_frames(
 def recipe(
     mode: str, size: int, depth: int, frame_slices: int, window: Window = SOFT_LUNG_WINDOW
 ) -> dict[str, object]:
-    """All that decides how the frames of a volume look, for JSON: equal recipes give equal frames."""
+    """All that decides how the frames of a volume look, for JSON: equal recipes give equal frames.
+
+    Raises ValueError for settings that make no sense.
+    """
+    if min(size, depth, frame_slices) < 1 or depth % frame_slices:
+        raise ValueError(
+            f"depth {depth} must be a multiple of frame_slices {frame_slices}, and size {size} ≥ 1"
+        )
+    if mode not in ("published", "hu"):
+        raise ValueError(f'mode "{mode}" is unknown; take "published" or "hu"')
+    if mode == "hu":
+        hounsfield, greys = np.array(window, dtype=np.float64).reshape(-1, 2).T
+        if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
+            raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")
     shape = {"recipe": RECIPE, "mode": mode, "size": size, "depth": depth, "frame_slices": frame_slices}
     return shape if mode == "published" else shape | {"window": [list(knot) for knot in window]}
 
@@ -159,8 +167,6 @@ def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.nda
             'of mode "published"'
         )
     hounsfield, greys = np.array(window, dtype=np.float64).reshape(-1, 2).T
-    if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
-        raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")
     ras = volume.to_ras()
     # Greys are taken relative to air, so that what lies outside the volume is 0 while it is resampled.
     air = float(np.interp(AIR, hounsfield, greys))

@@ -272,3 +272,21 @@ def test_the_command_offers_every_dataset():
 def test_no_process_at_all_is_refused(tmp_path):
     with pytest.raises(ValueError, match="workers=0: at least 1 process"):
         ingest("folder", tmp_path, tmp_path / "out", workers=0)
+
+
+def test_a_volume_too_large_for_the_memory_is_a_reject(tmp_path, monkeypatch):
+    from mu2llm.data import check
+
+    known = check.load_volume
+
+    def load(path, **options):
+        if path.endswith("ct1.nii.gz"):
+            raise MemoryError
+        return known(path, **options)
+
+    dataset(tmp_path / "set", 3)
+    monkeypatch.setattr(check, "load_volume", load)
+    assert ingest("folder", tmp_path / "set", tmp_path / "out", workers=1)["studies"] == 2
+    (told,) = lines(tmp_path / "out" / "rejects.jsonl")
+    assert told["volume"] == "ct1.nii.gz"
+    assert "not enough memory" in told["reason"]
