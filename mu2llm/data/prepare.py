@@ -62,7 +62,9 @@ def prepare_dataset(
         unit="volume",
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
-    for volume, (path, reason) in bar:
+    made_now = 0
+    for volume, (path, new, reason) in bar:
+        made_now += new
         paths[volume] = path
         if reason:
             rejects += [{"study_id": study, "volume": volume, "reason": reason} for study in holders[volume]]
@@ -73,8 +75,8 @@ def prepare_dataset(
     summary = {
         "preparation": preparation,
         "volumes": len(paths),
-        "ready_before": ready,
-        "made": sum(paths[volume] is not None for volume in missing),
+        "ready_before": sum(path is not None for path in paths.values()) - made_now,
+        "made": made_now,
         "rejects": len(rejects),
         "bytes": sum(path.stat().st_size for path in there),
     }
@@ -89,16 +91,16 @@ def _ready(store: FrameStore, volume: str) -> Path | None:
         return None
 
 
-def _attempt(store: FrameStore, volume: str) -> tuple[Path | None, str]:
-    """(the file of its frames, "") or (None, the reason)."""
+def _attempt(store: FrameStore, volume: str) -> tuple[Path | None, bool, str]:
+    """(the file of its frames, whether it is new, "") or (None, False, the reason)."""
     try:
-        return store.make(volume), ""
+        return *store.made(volume), ""
     except MemoryError:
-        return None, "there is not enough memory for it; use fewer workers"
+        return None, False, "there is not enough memory for it; use fewer workers"
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
-        return None, " ".join(str(error).removeprefix(f"{volume}: ").split())
+        return None, False, " ".join(str(error).removeprefix(f"{volume}: ").split())
 
 
 def _remove_abandoned(folder: Path) -> None:

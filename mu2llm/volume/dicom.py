@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .encoded import check_inflated, check_pixels
 from .nifti import MAX_BYTES, to_hounsfield
 from .volume import Volume, VolumeError, check_volume
 
@@ -20,6 +21,7 @@ _HEADER = (
     "Rows",
     "Columns",
     "PixelSpacing",
+    "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "ImageType",
@@ -107,6 +109,7 @@ def _read_header(name: str, opener: Opener, source: str) -> Slice | None:
 
     try:
         with opener() as stream:
+            check_inflated(stream)
             header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_HEADER))
         words = (
             "ImageType",
@@ -121,6 +124,7 @@ def _read_header(name: str, opener: Opener, source: str) -> Slice | None:
             "RescaleSlope": 1,
             "RescaleIntercept": 1,
             "NumberOfFrames": 1,
+            "SpacingBetweenSlices": 1,
         }
         return Slice(
             name,
@@ -144,7 +148,8 @@ def _check_alike(slices: list[Slice], label: str) -> None:
         if part.words["PhotometricInterpretation"] != "MONOCHROME2":
             kind = part.words["PhotometricInterpretation"] or "unstated"
             raise VolumeError(f"{label}: pixels are {kind}, but MONOCHROME2 is needed; export it again")
-        lacking = [key for key, value in part.numbers.items() if not value.size and key != "NumberOfFrames"]
+        optional = ("NumberOfFrames", "SpacingBetweenSlices")
+        lacking = [key for key, value in part.numbers.items() if not value.size and key not in optional]
         if lacking:
             raise VolumeError(f"{label}: {part.name} does not say its {', '.join(lacking)}")
         if part.words["RescaleType"] not in ("HU", "US", ""):  # US: unspecified, written by some scanners
@@ -190,6 +195,13 @@ def _stack(
         raise VolumeError(
             f"{label}: missing slices, {steps[i]:.2f} mm between {depths[i]:.1f} and {depths[i + 1]:.1f} mm "
             f"where {usual:.2f} mm is usual; export the series again, or fill them in with --allow-gaps"
+        )
+    stated = [abs(mm) for part in slices for mm in part.numbers["SpacingBetweenSlices"] if mm]
+    if stated and not allow_gaps and abs(usual - np.median(stated)) > 0.1 * np.median(stated):
+        raise VolumeError(
+            f"{label}: slices stand {usual:.2f} mm apart, but {np.median(stated):.2f} mm by their "
+            "SpacingBetweenSlices, as when every second one is missing; export the series again, or take it "
+            "as it is with --allow-gaps"
         )
     drift = positions - positions[0] - np.outer(depths - depths[0], normal)
     if np.linalg.norm(drift, axis=1).max() > 0.01 * length:
@@ -241,7 +253,9 @@ def _decode(slices: list[Slice], label: str) -> np.ndarray:
     for i, part in enumerate(slices):
         try:
             with part.opener() as stream:
-                stored = pydicom.dcmread(stream, specific_tags=[*_HEADER, *_PIXELS]).pixel_array
+                dataset = pydicom.dcmread(stream, specific_tags=[*_HEADER, *_PIXELS])
+            check_pixels(dataset)
+            stored = dataset.pixel_array
         except Exception as error:  # each decoder has errors of its own
             raise VolumeError(f"{label}: the pixels of {part.name} do not decode ({_line(error)})") from error
         if stored.shape != (shape[1], shape[0]):

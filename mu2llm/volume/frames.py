@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,9 @@ SOFT_LUNG_WINDOW: Window = (
 
 AIR = -1000.0  # HU
 
-# Raised whenever the same volume and settings come to give other frames: kept ones are then made again.
-RECIPE = 1
+# Raised whenever the same volume and settings come to give other frames, or kept frames get another form:
+# those that are kept are then made again.
+RECIPE = 2
 
 
 def prepare_frames(
@@ -77,12 +79,8 @@ def recipe(
 
 def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
     """(depth, size, size), with the published code's percentiles, crop, ratio and padding."""
-    if volume.axis_codes != "LPS":
-        logging.getLogger(__name__).info(
-            "%s is stored as %s, not as the usual LPS; published mode keeps its axes",
-            volume.source,
-            volume.axis_codes,
-        )
+    if volume.oriented and volume.axis_codes != "LPS":
+        _tell_axes(volume.axis_codes)
     low, high, box, (height, width, kept) = published_plan(volume, size, depth)
 
     def grey(values: np.ndarray) -> np.ndarray:
@@ -93,6 +91,15 @@ def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
     out = np.zeros((depth, size, size), np.float32)
     resample(array, _of_type(array.dtype, grey), (x, y, z), out[:kept, :height, :width])
     return np.clip(out, 0, 1, out=out)
+
+
+@cache  # once a process, not for each volume
+def _tell_axes(codes: str) -> None:
+    logging.getLogger(__name__).warning(
+        "volumes stored as %s, not as the usual LPS: published mode keeps their axes, so left and right (or "
+        "other sides) stand otherwise than the model knows them",
+        codes,
+    )
 
 
 def _of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:

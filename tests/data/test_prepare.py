@@ -132,6 +132,7 @@ def test_half_written_files_of_killed_runs_are_removed_and_others_left(dataset, 
         (("--mode", "hu", "--model", "x"), "give either --model, or --mode"),
         (("--model", "x", "--size", "8"), "give either --model, or --mode"),
         (("--mode", "hu", "--depth", "30"), "multiple of frame_slices"),
+        (("--mode", "hu", "--out", "s3://lab/frames"), "frames go to a local folder"),
     ],
 )
 def test_mistakes_are_one_line(dataset, capsys, words, cause):
