@@ -151,7 +151,7 @@ def _read(
 ) -> tuple[list[Study], list[Reject]]:
     """What the dataset's reader finds below `root`, with scrubbed reports if so wanted."""
     if storage.is_remote(root):  # of an earlier run: what was deleted in the store is no part of it any more
-        shutil.rmtree(out / "source", ignore_errors=True)
+        shutil.rmtree(out / "source" / str(root).rstrip("/").rpartition("/")[2], ignore_errors=True)
     place = storage.fetch(root, out / "source")
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: a file, not a folder with a dataset")
