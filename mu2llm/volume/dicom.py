@@ -142,18 +142,19 @@ def _check_alike(slices: list[Slice], label: str) -> None:
     """Raises unless all are single CT slices of one shape, direction and frame of reference."""
     for part in slices:
         if part.words["Modality"] != "CT":
-            raise VolumeError(f"{label}: modality {part.words['Modality'] or 'unstated'}, but CT is needed")
+            kind = _shown(part.words["Modality"])
+            raise VolumeError(f"{label}: modality {kind}, but CT is needed")
         if part.numbers["NumberOfFrames"].size and part.numbers["NumberOfFrames"][0] > 1:
             raise VolumeError(f"{label}: a multi-frame object; export it as single slices or as NIfTI")
         if part.words["PhotometricInterpretation"] != "MONOCHROME2":
-            kind = part.words["PhotometricInterpretation"] or "unstated"
+            kind = _shown(part.words["PhotometricInterpretation"])
             raise VolumeError(f"{label}: pixels are {kind}, but MONOCHROME2 is needed; export it again")
         optional = ("NumberOfFrames", "SpacingBetweenSlices")
         lacking = [key for key, value in part.numbers.items() if not value.size and key not in optional]
         if lacking:
             raise VolumeError(f"{label}: {part.name} does not say its {', '.join(lacking)}")
         if part.words["RescaleType"] not in ("HU", "US", ""):  # US: unspecified, written by some scanners
-            raise VolumeError(f"{label}: rescaled to {part.words['RescaleType']}, not to HU")
+            raise VolumeError(f"{label}: rescaled to {_shown(part.words['RescaleType'])}, not to HU")
     alike = {"Rows": 0.0, "Columns": 0.0, "PixelSpacing": 1e-4, "ImageOrientationPatient": 1e-3}
     for key, tolerance in alike.items():
         if np.ptp([part.numbers[key] for part in slices], axis=0).max() > tolerance:
@@ -269,6 +270,11 @@ def _decode(slices: list[Slice], label: str) -> np.ndarray:
             array = array.astype(np.float32)
         array[:, :, i] = hounsfield.T
     return array
+
+
+def _shown(word: str) -> str:
+    """A damaged header's word may be anything: in a message it is one short line."""
+    return " ".join(word.split())[:40] or "unstated"
 
 
 def _line(error: Exception) -> str:

@@ -337,3 +337,16 @@ def test_a_pipe_is_no_volume(tmp_path):
     os.mkfifo(tmp_path / "ct.nii.gz")
     with pytest.raises(VolumeError, match="a pipe or device"):
         load_volume(tmp_path / "ct.nii.gz")
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "PhotometricInterpretation", "RescaleType"])
+def test_what_a_damaged_header_says_is_one_short_line_of_the_message(tmp_path, write_series, keyword):
+    def change(i, ds):
+        ds[keyword]._value = "A\nB" * 500
+        return ds
+
+    write_series(tmp_path, change)
+    with pytest.raises(VolumeError) as caught:
+        load_volume(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 120
