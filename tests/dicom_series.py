@@ -1,5 +1,6 @@
 """A writer of small DICOM series with any fault a test asks for."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,18 @@ def write_series(folder: Path, change=lambda i, dataset: dataset, count=8, step=
         if changed is not None:
             changed.save_as(folder / f"IM{names[i]:04d}", enforce_file_format=True)
     return stored.transpose(2, 1, 0).astype(np.int16) - 1024
+
+
+def jpeg2000(dataset):
+    """A slice of `write_series`, compressed without loss; pydicom's own encoder takes no picture so small."""
+    from PIL import Image
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
+    pixels = np.frombuffer(dataset.PixelData, np.uint16).reshape(dataset.Rows, dataset.Columns)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG2000", no_jp2=True, irreversible=False, num_resolutions=1)
+    dataset.PixelData = encapsulate([stream.getvalue()])
+    dataset.BitsStored, dataset.HighBit = 16, 15
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    return dataset

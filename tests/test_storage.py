@@ -161,3 +161,17 @@ def test_a_corpus_is_built_from_and_into_a_uri(base, tmp_path):
         build_corpus(f"{base}/none.jsonl", f"{base}/out")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         build_corpus(f"{base}/out", f"{base}/more")
+
+
+def test_file_uris_are_paths(tmp_path):
+    uri = f"file://{tmp_path}/a%20folder/b"
+    storage.write_bytes(uri, b"x")
+    assert (tmp_path / "a folder" / "b").read_bytes() == b"x"
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b"x"
+    assert storage.fetch(uri, tmp_path / "copies") == tmp_path / "a folder" / "b"
+    assert storage.list_files(f"file://{tmp_path}/a%20folder") == [str(tmp_path / "a folder" / "b")]
+    storage.remove(uri)
+    assert not storage.exists(uri)
+    with pytest.raises(ValueError, match="write file:///path"):
+        storage.read_bytes("file://host/path")

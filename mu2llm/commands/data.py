@@ -146,10 +146,13 @@ def run_prepare(args: argparse.Namespace) -> int:
         preparation = Mu2Processor.from_pretrained(args.model).preparation
     else:
         preparation = {"mode": args.mode} | {name: value for name, value, _ in SIZES} | given
+    args.studies = str(storage.plain(args.studies))
     name = args.studies if args.studies.endswith(".jsonl") else f"{args.studies.rstrip('/')}/studies.jsonl"
     if storage.is_remote(name) and not args.out:
         raise ValueError("data prepare: give --out, a local folder for the frames of studies in the store")
-    out = Path(args.out) if args.out else Path(name).parent / "frames"
+    if args.out and storage.is_remote(storage.plain(args.out)):
+        raise ValueError(f"data prepare: --out {args.out}: frames go to a local folder; give one")
+    out = Path(storage.plain(args.out)) if args.out else Path(name).parent / "frames"
     with TemporaryDirectory() as folder:
         studies = list(read_jsonl(storage.fetch(name, folder), Study))
     summary = prepare_dataset(studies, preparation, out, workers=args.workers)

@@ -1,5 +1,6 @@
 """AbdomenAtlas 3.0 Mini: abdominal CTs of 17 public sources with reports made from their tumour masks."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def _cubic(text: str) -> str:
 
 
 def _value(text: str) -> float | str:
+    """A number as one; what is none, infinity among it, as it stands."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return text
+    return value if math.isfinite(value) else text

@@ -13,8 +13,10 @@ from mu2llm.data.records import Study
 from mu2llm.volume import Volume, VolumeError, load_volume
 from mu2llm.volume.nifti import to_hounsfield
 
-# Fat has -100 HU and every CT of a body shows some; stored values that were never rescaled start at 0.
-HIGHEST_MINIMUM = -50
+# Fat has -100 HU and every CT of a body shows some; stored values that were never rescaled start at 0,
+# but for stray voxels. A CT of the chest has lung and the air around it.
+HIGHEST_LOW, HIGHEST_LOW_OF_CHEST = -50, -900
+LOW_SHARE = 0.005
 # Air has -1000 HU. What lies beyond is padding, one value; air and lung lie there after rescaling twice.
 LOWEST_AIR = -1500
 
@@ -26,6 +28,13 @@ def check_volume_file(study: Study, copies: Path, allow_gaps: bool = False) -> d
     Returns {"shape", "spacing" (mm; none of a volume in [0, 1]), "sha256"} of the voxels, for a written one
     {"copy"}, its path, and {"filled"}, which slices were; or {"reason"} why the study cannot be used.
     """
+    try:
+        return _check(study, copies, allow_gaps)
+    except MemoryError:
+        return {"reason": "there is not enough memory for it; use fewer workers"}
+
+
+def _check(study: Study, copies: Path, allow_gaps: bool) -> dict[str, Any]:
     path = study.volume
     try:
         volume = load_volume(path, allow_gaps=allow_gaps)
@@ -38,14 +47,14 @@ def check_volume_file(study: Study, copies: Path, allow_gaps: bool = False) -> d
         ras = volume.to_ras()  # reports speak of sides, so a file that cannot tell them is no use
     except (VolumeError, OSError) as error:
         return {"reason": " ".join(str(error).removeprefix(f"{path}: ").removeprefix(f"{path}, ").split())}
-    reason = _range(volume.array)
+    reason = _range(volume.array, HIGHEST_LOW_OF_CHEST if study.dataset == "ct-rate" else HIGHEST_LOW)
     if reason:
         return {"reason": reason}
     found: dict[str, Any] = {"sha256": _hash(ras.array)} | _size(volume)
     if volume.filled:
         found["filled"] = volume.filled
     if study.intensity == "stored" or volume.filled:
-        found["copy"] = str(_write(volume, copies / f"{study.study_id}.nii.gz"))
+        found["copy"] = str(_write(volume, copies.resolve() / f"{study.study_id}.nii.gz"))
     return found
 
 
@@ -78,11 +87,16 @@ def _rescale(volume: Volume, *, slope: float, intercept: float, spacing: list[fl
     return replace(volume, array=to_hounsfield(volume.array, slope, intercept))
 
 
-def _range(array: np.ndarray) -> str:
-    """Why these cannot be HU, or ""."""
+def _range(array: np.ndarray, highest: int) -> str:
+    """Why these cannot be HU, or "". Half a percent of what is no padding must be `highest` or lower."""
     lowest = array.min()
-    if lowest > HIGHEST_MINIMUM:
-        return f"its lowest value is {lowest:g}: not in HU; rescale the stored values"
+    scanned = array >= LOWEST_AIR
+    low = np.count_nonzero(scanned & (array <= highest))
+    if scanned.any() and low < LOW_SHARE * np.count_nonzero(scanned):
+        return (
+            f"its lowest value is {lowest:g} and {low / array.size:.1%} of its voxels are {highest} or less, "
+            "where air is: not in HU; rescale the stored values"
+        )
     if lowest < LOWEST_AIR:
         beyond = np.count_nonzero((array < LOWEST_AIR) & (array > lowest)) / array.size
         if beyond > 0.05:

@@ -5,6 +5,7 @@ The layout is the published one (docs/data.md). Volumes of `*_fixed` folders are
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,10 @@ def _stated_rescale(about: Row) -> dict[str, Any]:
     except (ValueError, TypeError):
         raise RowError(f'XYSpacing "{about["XYSpacing"]}" is not a list of two numbers') from None
     slope, intercept, z = (
-        number(about[column]) for column in ("RescaleSlope", "RescaleIntercept", "ZSpacing")
+        number(about[column]) or 0.0 for column in ("RescaleSlope", "RescaleIntercept", "ZSpacing")
     )
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope):
+        raise RowError(f"RescaleSlope {slope:g}, RescaleIntercept {intercept:g} make no HU of stored values")
     return {"slope": slope, "intercept": intercept, "spacing": [columns, rows, z]}
 
 

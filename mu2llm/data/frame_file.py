@@ -1,4 +1,5 @@
-"""One volume's prepared frames on disk: a safetensors file of 16-bit fractions, each frame with a checksum.
+"""One volume's prepared frames on disk: a safetensors file of 16-bit fractions, each frame and the
+header with a checksum.
 
 A frame (K, S, S) is one tensor, named by its place; frames of zeros, as the published mode pads them, are
 left out. A value v in [0, 1] is stored as round(65535 · v): at most 8e-6 off, where a float16 of the same
@@ -7,12 +8,13 @@ size is up to 2.5e-4 off.
 
 import json
 import os
-import uuid
 import zlib
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
+
+from mu2llm import storage
 
 STEPS = 65535
 
@@ -32,16 +34,11 @@ def write_frames(path: Path, frames: np.ndarray) -> None:
         if stored.any():
             tensors[str(place)] = stored
     about = {"shape": list(frames.shape), "crc32": {name: zlib.crc32(t) for name, t in tensors.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(save(tensors, {"frames": json.dumps(about)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    words = json.dumps(about)
+    with storage.whole(path) as temporary, temporary.open("wb") as file:
+        file.write(save(tensors, {"frames": words, "crc32": str(zlib.crc32(words.encode()))}))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_frames(path: Path) -> np.ndarray:
@@ -51,7 +48,10 @@ def read_frames(path: Path) -> np.ndarray:
     ) as file:  # read, not mapped: a cold file comes half as fast by page faults
         try:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            about = json.loads(header["__metadata__"]["frames"])
+            words, crc32 = (header["__metadata__"][name] for name in ("frames", "crc32"))
+            if str(zlib.crc32(words.encode())) != crc32:
+                raise DamagedFrames(f"{path}: the checksum of its header does not agree")
+            about = json.loads(words)
             frames = np.zeros(about["shape"], np.float32)
             stored = np.empty(about["shape"][1:], np.uint16)
             places = sorted(about["crc32"], key=lambda place: header[place]["data_offsets"])

@@ -51,6 +51,10 @@ class FrameStore:
 
         Raises FileNotFoundError or VolumeError as `mu2llm.volume.load_volume` does.
         """
+        return self.made(volume, anew)[0]
+
+    def made(self, volume: str, anew: bool = False) -> tuple[Path, bool]:
+        """As `make`, and whether the frames had to be made."""
         frames = None
         with opened(volume, self.folder / "sources") as (local, content):
             path = self._path(content)
@@ -58,7 +62,7 @@ class FrameStore:
                 frames = prepare_frames(local, **self.preparation)
         if frames is not None:  # written once it is sure that they are of this content
             write_frames(path, frames)
-        return path
+        return path, frames is not None
 
     def read(self, volume: str, path: Path) -> np.ndarray:
         """The frames in `path`, float32 (T, K, S, S), made again from the volume where they are damaged.

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -82,7 +83,7 @@ def ingest(
         raise ValueError(f"workers={workers}: at least 1 process must open volumes")
     options: dict[str, Any] = {"seed": seed, "workers": workers or os.cpu_count() or 1, "scrub": scrub}
     options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
-    out = str(out).rstrip("/") or "/"
+    root, out = storage.plain(root), str(storage.plain(out)).rstrip("/") or "/"
     if not storage.is_remote(out):
         return _ingest(dataset, root, Path(out), out, **options)
     with TemporaryDirectory() as folder:
@@ -116,6 +117,7 @@ def _ingest(
             root, out, shown, seed=seed, workers=workers, key_file=key_file, reports=reports
         )
     else:
+        _refuse_deidentified(shown)
         if key_file is not None or reports is not None:
             raise ValueError(f'--key-file and --reports are for the "dicom" dataset, not for "{dataset}"')
         studies, rejects = _read(dataset, root, out, seed, dataset == "folder" if scrub is None else scrub)
@@ -123,15 +125,18 @@ def _ingest(
     total = len(studies)
     studies = list(_of_their_own_name(studies, rejects))
     studies = list(_check_all(studies, rejects, out / "volumes", workers, allow_gaps))
-    if dataset == "dicom":
-        remove_unused(out / "volumes", studies)
     write_jsonl(out / "rejects.jsonl", rejects)
     tell_rejects(rejects, f"{shown}/rejects.jsonl")
-    if not studies:
+    if not studies:  # those of an earlier run name volumes that are no more
+        (out / "studies.jsonl").unlink(missing_ok=True)
+        if dataset == "dicom":
+            remove_unused(out / "volumes", [])
         raise ValueError(_nothing_left(root, shown, rejects))
     for study in studies:
         study.dataset = dataset
     write_jsonl(out / "studies.jsonl", studies)
+    if dataset == "dicom":
+        remove_unused(out / "volumes", studies)
     summary = {"dataset": dataset, "seed": seed, "rejects": len(rejects), **_summary(studies)}
     storage.write_bytes(out / "ingest.json", json.dumps(summary, ensure_ascii=False, indent=1).encode())
     for split, count in summary["splits"].items():
@@ -145,6 +150,8 @@ def _read(
     dataset: str, root: str | Path, out: Path, seed: int, scrub: bool
 ) -> tuple[list[Study], list[Reject]]:
     """What the dataset's reader finds below `root`, with scrubbed reports if so wanted."""
+    if storage.is_remote(root):  # of an earlier run: what was deleted in the store is no part of it any more
+        shutil.rmtree(out / "source" / str(root).rstrip("/").rpartition("/")[2], ignore_errors=True)
     place = storage.fetch(root, out / "source")
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: a file, not a folder with a dataset")
@@ -154,6 +161,13 @@ def _read(
         if "://" in str(root):
             (place / "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
     return studies, rejects
+
+
+def _refuse_deidentified(out: str) -> None:
+    """A dicom ingest's record of its key and of what was removed is not overwritten by another dataset's."""
+    before = f"{out}/{privacy.REPORT}"
+    if storage.exists(before) and "key" in json.loads(storage.read_bytes(before)):
+        raise ValueError(f"{out} holds a de-identified dicom ingest; give another folder")
 
 
 def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None:

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from mu2llm import storage
 from mu2llm.data.records import Study, read_jsonl
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,10 @@ def shared_volumes(ingested: list[str | Path]) -> dict[str, Any]:
         raise ValueError("give the folders of two ingests or more: within one, ingest itself finds doubles")
     holders: dict[str, list[dict[str, Any]]] = {}
     counts: dict[str, int] = {}
-    for place in map(Path, ingested):
-        path = place / "studies.jsonl" if place.is_dir() else place
+    for place in map(storage.plain, ingested):
+        if storage.is_remote(place):
+            raise ValueError(f"{place}: overlap reads local folders; copy its studies.jsonl and give that")
+        path = Path(place) / "studies.jsonl" if Path(place).is_dir() else Path(place)
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there: run data ingest first")
         counts[str(path)] = 0

@@ -1,5 +1,7 @@
 """Prepare the frames of a whole dataset ahead of training, with all cores, going on where it was stopped."""
 
+import contextlib
+import errno
 import json
 import sys
 import time
@@ -13,9 +15,10 @@ from mu2llm.data.frames import FrameStore
 from mu2llm.data.pool import each
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.tables import tell_rejects
-from mu2llm.volume import VolumeError
+from mu2llm.volume.frames import recipe
 
 ABANDONED_SECONDS = 3600  # no volume takes that long to write
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what ails the disk, not the volume, ends the run
 
 
 def prepare_dataset(
@@ -32,12 +35,14 @@ def prepare_dataset(
     volumes that it had not finished. A volume that cannot be prepared is a line of `folder/rejects.jsonl`
     with its study and the reason; the others go on.
     Returns what `folder/prepare.json` holds: the settings, how many volumes were ready before, made now and
-    rejected, and the bytes of those that are there.
+    rejected, and the bytes of those that are there. Raises OSError when the disk is full, and ValueError for
+    settings that make no sense.
     """
     from tqdm import tqdm
 
     if not studies:
         raise ValueError("no study to prepare: the studies file is empty")
+    recipe(**preparation)
     folder = Path(folder)
     store = FrameStore(folder, preparation)
     _remove_abandoned(folder)
@@ -57,7 +62,9 @@ def prepare_dataset(
         unit="volume",
         mininterval=0.5 if sys.stderr.isatty() else 30,
     )
-    for volume, (path, reason) in bar:
+    made_now = 0
+    for volume, (path, new, reason) in bar:
+        made_now += new
         paths[volume] = path
         if reason:
             rejects += [{"study_id": study, "volume": volume, "reason": reason} for study in holders[volume]]
@@ -68,8 +75,8 @@ def prepare_dataset(
     summary = {
         "preparation": preparation,
         "volumes": len(paths),
-        "ready_before": ready,
-        "made": sum(paths[volume] is not None for volume in missing),
+        "ready_before": sum(path is not None for path in paths.values()) - made_now,
+        "made": made_now,
         "rejects": len(rejects),
         "bytes": sum(path.stat().st_size for path in there),
     }
@@ -80,22 +87,25 @@ def prepare_dataset(
 def _ready(store: FrameStore, volume: str) -> Path | None:
     try:
         return store.ready(volume)
-    except OSError:  # what is wrong with it is told where it is made
+    except (OSError, ValueError):  # what is wrong with it is told where it is made
         return None
 
 
-def _attempt(store: FrameStore, volume: str) -> tuple[Path | None, str]:
-    """(the file of its frames, "") or (None, the reason)."""
+def _attempt(store: FrameStore, volume: str) -> tuple[Path | None, bool, str]:
+    """(the file of its frames, whether it is new, "") or (None, False, the reason)."""
     try:
-        return store.make(volume), ""
+        return *store.made(volume), ""
     except MemoryError:
-        return None, "there is not enough memory for it; use fewer workers"
-    except (VolumeError, FileNotFoundError, PermissionError) as error:
-        return None, " ".join(str(error).removeprefix(f"{volume}: ").split())
+        return None, False, "there is not enough memory for it; use fewer workers"
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        return None, False, " ".join(str(error).removeprefix(f"{volume}: ").split())
 
 
 def _remove_abandoned(folder: Path) -> None:
     """Half-written files of runs that were killed; younger ones may belong to a run beside this one."""
-    for path in folder.glob("*/*.part"):
-        if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-            path.unlink(missing_ok=True)
+    for path in folder.rglob("*.part"):
+        with contextlib.suppress(FileNotFoundError):  # whole by now, and renamed
+            if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                path.unlink()

@@ -9,6 +9,8 @@ from mu2llm.data.records import Study, read_jsonl, write_jsonl
 def publish(folder: str | Path, out: str, root: str) -> None:
     """Puts what an ingest of `root` wrote into `folder` below `out`, s3://…; studies.jsonl comes last.
 
+    DICOM series there that no study names any more, as one that was withdrawn, are deleted then.
+
     The studies there name their volumes in `out`, or in `root` where those are copies from there.
     """
     folder = Path(folder).resolve()
@@ -22,6 +24,11 @@ def publish(folder: str | Path, out: str, root: str) -> None:
             storage.push(path, f"{out}/{path.name}")
     write_jsonl(folder / "studies.jsonl", studies)
     storage.push(folder / "studies.jsonl", f"{out}/studies.jsonl")
+    if studies and studies[0].dataset == "dicom":
+        kept = {study.volume for study in studies}
+        for file in storage.list_files(f"{out}/volumes"):
+            if file not in kept and file.removeprefix(f"{out}/volumes/").startswith("s-"):
+                storage.remove(file)
 
 
 def publish_rejects(folder: str | Path, out: str) -> None:

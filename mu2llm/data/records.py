@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from mu2llm import storage
+
 Split = Literal["train", "val", "test"]
 
 REPORT_QUESTION = "Write the radiology report of this CT."
@@ -114,16 +116,12 @@ def read_jsonl(path: str | Path, record: type[R]) -> Iterator[R]:
 
 def write_jsonl(path: str | Path, records: Iterable[Record | dict[str, Any]]) -> int:
     """Writes records to `path`, whole or not at all; returns how many."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     count = 0
-    with temporary.open("w", encoding="utf-8") as lines:
+    with storage.whole(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for record in records:
             values = record.to_dict() if isinstance(record, Record) else record
             lines.write(json.dumps(values, ensure_ascii=False) + "\n")
             count += 1
         lines.flush()
         os.fsync(lines.fileno())
-    temporary.replace(path)
     return count

@@ -36,9 +36,10 @@ def known_content(volume: str, memory: Path) -> str | None:
     """The hash of a volume's content when `memory` has it and its files were not touched since."""
     try:
         known = json.loads(_place(volume, memory).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        content, before = known["content"], known["stamp"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or damaged: read the volume
         return None
-    return known["content"] if known["stamp"] == stamp(volume) else None
+    return content if before == stamp(volume) else None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One way to read and write URIs: a local path or s3://bucket/key, by the minio client.
+"""One way to read and write URIs: a local path (or file:///path) or s3://bucket/key, by the minio client.
 
 S3 settings: `MU2_S3_ENDPOINT` or `AWS_ENDPOINT_URL` (http://host:port; without them Amazon's), `AWS_REGION`,
 `MU2_S3_TIMEOUT` (seconds without a byte until a request is tried again, 60). Keys come from the environment
@@ -20,12 +20,14 @@ import uuid
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from .s3 import named, receive, send
 
 
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there; of S3, whether an object is, or any below the key."""
+    uri = plain(uri)
     if not is_remote(uri):
         return Path(uri).exists()
     with named(uri) as (client, bucket, key):
@@ -35,6 +37,7 @@ def exists(uri: str | Path) -> bool:
 
 def read_bytes(uri: str | Path) -> bytes:
     """The whole content of one file or object."""
+    uri = plain(uri)
     if not is_remote(uri):
         return Path(uri).read_bytes()
     with named(uri) as (client, bucket, key):
@@ -45,8 +48,9 @@ def read_bytes(uri: str | Path) -> bytes:
 
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Writes one file or object, whole or not at all; folders are made as needed."""
+    uri = plain(uri)
     if not is_remote(uri):
-        with _whole(Path(uri)) as temporary, temporary.open("wb") as file:
+        with whole(Path(uri)) as temporary, temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -67,6 +71,7 @@ def each_file(uri: str | Path) -> Iterator[str]:
 
 def each_size(uri: str | Path) -> Iterator[tuple[str, int]]:
     """As `each_file`, each with its bytes."""
+    uri = plain(uri)
     if not is_remote(uri):
         yield from ((file, Path(file).stat().st_size) for file in _walk(str(uri)))
         return
@@ -109,6 +114,7 @@ def versions(uri: str | Path) -> list[tuple[str, int, str]]:
 
 def fetch(uri: str | Path, folder: str | Path) -> Path:
     """A local path for a file or folder: a local one as it is, a remote one as a copy in `folder`."""
+    uri = plain(uri)
     if not is_remote(uri):
         if not Path(uri).exists():
             raise FileNotFoundError(f"{uri}: no such file or folder")
@@ -127,9 +133,19 @@ def fetch(uri: str | Path, folder: str | Path) -> Path:
     return target
 
 
+def remove(uri: str | Path) -> None:
+    """Deletes one file or object; FileNotFoundError when a file is not there (S3 does not say)."""
+    uri = plain(uri)
+    if not is_remote(uri):
+        Path(uri).unlink()
+        return
+    with named(uri) as (client, bucket, key):
+        client.remove_object(bucket, key)
+
+
 def push(path: str | Path, uri: str | Path) -> None:
     """Copies a local file or folder to `uri`; what is already there under other names stays."""
-    path = Path(path)
+    path, uri = Path(plain(path)), plain(uri)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     files = [(path, str(uri))]
@@ -144,19 +160,19 @@ def push(path: str | Path, uri: str | Path) -> None:
             with named(target) as (client, bucket, key), file.open("rb") as stream:
                 send(client, bucket, key, stream, file.stat().st_size)
         else:
-            with _whole(Path(target)) as temporary:
+            with whole(Path(target)) as temporary:
                 shutil.copyfile(file, temporary)
 
 
 def _download(uri: str, target: Path) -> None:
-    with named(uri) as (client, bucket, key), _whole(target) as temporary, temporary.open("w+b") as file:
+    with named(uri) as (client, bucket, key), whole(target) as temporary, temporary.open("w+b") as file:
         receive(client, bucket, key, file)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end; removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
@@ -165,6 +181,16 @@ def _whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain(uri: str | Path) -> str | Path:
+    """The path of a file:///path URI; anything else as it is."""
+    scheme, colon, path = str(uri).partition("://")
+    if not colon or scheme != "file":
+        return uri
+    if not path.startswith("/"):
+        raise ValueError(f"{uri}: no absolute path; write file:///path")
+    return unquote(path)
 
 
 def is_remote(uri: str | Path) -> bool:

@@ -131,6 +131,8 @@ def named(uri: str | Path) -> Iterator[tuple[Any, str, str]]:
     client = _client()
     try:
         yield client, bucket, key
+    except ValueError as error:  # the client's, of a name that no bucket or key may have
+        raise ValueError(f"{uri}: {error}") from error
     except DamagedObject as error:
         raise OSError(f"{uri}: {error}") from error
     except (S3Error, InvalidResponseError) as error:

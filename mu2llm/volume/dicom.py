@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .encoded import check_inflated, check_pixels
 from .nifti import MAX_BYTES, to_hounsfield
 from .volume import Volume, VolumeError, check_volume
 
@@ -20,6 +21,7 @@ _HEADER = (
     "Rows",
     "Columns",
     "PixelSpacing",
+    "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "ImageType",
@@ -107,6 +109,7 @@ def _read_header(name: str, opener: Opener, source: str) -> Slice | None:
 
     try:
         with opener() as stream:
+            check_inflated(stream)
             header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(_HEADER))
         words = (
             "ImageType",
@@ -121,6 +124,7 @@ def _read_header(name: str, opener: Opener, source: str) -> Slice | None:
             "RescaleSlope": 1,
             "RescaleIntercept": 1,
             "NumberOfFrames": 1,
+            "SpacingBetweenSlices": 1,
         }
         return Slice(
             name,
@@ -138,17 +142,19 @@ def _check_alike(slices: list[Slice], label: str) -> None:
     """Raises unless all are single CT slices of one shape, direction and frame of reference."""
     for part in slices:
         if part.words["Modality"] != "CT":
-            raise VolumeError(f"{label}: modality {part.words['Modality'] or 'unstated'}, but CT is needed")
+            kind = _shown(part.words["Modality"])
+            raise VolumeError(f"{label}: modality {kind}, but CT is needed")
         if part.numbers["NumberOfFrames"].size and part.numbers["NumberOfFrames"][0] > 1:
             raise VolumeError(f"{label}: a multi-frame object; export it as single slices or as NIfTI")
         if part.words["PhotometricInterpretation"] != "MONOCHROME2":
-            kind = part.words["PhotometricInterpretation"] or "unstated"
+            kind = _shown(part.words["PhotometricInterpretation"])
             raise VolumeError(f"{label}: pixels are {kind}, but MONOCHROME2 is needed; export it again")
-        lacking = [key for key, value in part.numbers.items() if not value.size and key != "NumberOfFrames"]
+        optional = ("NumberOfFrames", "SpacingBetweenSlices")
+        lacking = [key for key, value in part.numbers.items() if not value.size and key not in optional]
         if lacking:
             raise VolumeError(f"{label}: {part.name} does not say its {', '.join(lacking)}")
         if part.words["RescaleType"] not in ("HU", "US", ""):  # US: unspecified, written by some scanners
-            raise VolumeError(f"{label}: rescaled to {part.words['RescaleType']}, not to HU")
+            raise VolumeError(f"{label}: rescaled to {_shown(part.words['RescaleType'])}, not to HU")
     alike = {"Rows": 0.0, "Columns": 0.0, "PixelSpacing": 1e-4, "ImageOrientationPatient": 1e-3}
     for key, tolerance in alike.items():
         if np.ptp([part.numbers[key] for part in slices], axis=0).max() > tolerance:
@@ -190,6 +196,13 @@ def _stack(
         raise VolumeError(
             f"{label}: missing slices, {steps[i]:.2f} mm between {depths[i]:.1f} and {depths[i + 1]:.1f} mm "
             f"where {usual:.2f} mm is usual; export the series again, or fill them in with --allow-gaps"
+        )
+    stated = [abs(mm) for part in slices for mm in part.numbers["SpacingBetweenSlices"] if mm]
+    if stated and not allow_gaps and abs(usual - np.median(stated)) > 0.1 * np.median(stated):
+        raise VolumeError(
+            f"{label}: slices stand {usual:.2f} mm apart, but {np.median(stated):.2f} mm by their "
+            "SpacingBetweenSlices, as when every second one is missing; export the series again, or take it "
+            "as it is with --allow-gaps"
         )
     drift = positions - positions[0] - np.outer(depths - depths[0], normal)
     if np.linalg.norm(drift, axis=1).max() > 0.01 * length:
@@ -241,7 +254,9 @@ def _decode(slices: list[Slice], label: str) -> np.ndarray:
     for i, part in enumerate(slices):
         try:
             with part.opener() as stream:
-                stored = pydicom.dcmread(stream, specific_tags=[*_HEADER, *_PIXELS]).pixel_array
+                dataset = pydicom.dcmread(stream, specific_tags=[*_HEADER, *_PIXELS])
+            check_pixels(dataset)
+            stored = dataset.pixel_array
         except Exception as error:  # each decoder has errors of its own
             raise VolumeError(f"{label}: the pixels of {part.name} do not decode ({_line(error)})") from error
         if stored.shape != (shape[1], shape[0]):
@@ -255,6 +270,11 @@ def _decode(slices: list[Slice], label: str) -> np.ndarray:
             array = array.astype(np.float32)
         array[:, :, i] = hounsfield.T
     return array
+
+
+def _shown(word: str) -> str:
+    """A damaged header's word may be anything: in a message it is one short line."""
+    return " ".join(word.split())[:40] or "unstated"
 
 
 def _line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,9 @@ SOFT_LUNG_WINDOW: Window = (
 
 AIR = -1000.0  # HU
 
-# Raised whenever the same volume and settings come to give other frames: kept ones are then made again.
-RECIPE = 1
+# Raised whenever the same volume and settings come to give other frames, or kept frames get another form:
+# those that are kept are then made again.
+RECIPE = 2
 
 
 def prepare_frames(
@@ -46,12 +48,7 @@ def prepare_frames(
 
     Raises VolumeError for a volume that cannot be read, ValueError for settings that make no sense.
     """
-    if min(size, depth, frame_slices) < 1 or depth % frame_slices:
-        raise ValueError(
-            f"depth {depth} must be a multiple of frame_slices {frame_slices}, and size {size} ≥ 1"
-        )
-    if mode not in ("published", "hu"):
-        raise ValueError(f'mode "{mode}" is unknown; take "published" or "hu"')
+    recipe(mode, size, depth, frame_slices, window)
     volume = path if isinstance(path, Volume) else load_volume(path)
     slices = (
         _published(volume, size, depth) if mode == "published" else _hounsfield(volume, size, depth, window)
@@ -62,19 +59,28 @@ def prepare_frames(
 def recipe(
     mode: str, size: int, depth: int, frame_slices: int, window: Window = SOFT_LUNG_WINDOW
 ) -> dict[str, object]:
-    """All that decides how the frames of a volume look, for JSON: equal recipes give equal frames."""
+    """All that decides how the frames of a volume look, for JSON: equal recipes give equal frames.
+
+    Raises ValueError for settings that make no sense.
+    """
+    if min(size, depth, frame_slices) < 1 or depth % frame_slices:
+        raise ValueError(
+            f"depth {depth} must be a multiple of frame_slices {frame_slices}, and size {size} ≥ 1"
+        )
+    if mode not in ("published", "hu"):
+        raise ValueError(f'mode "{mode}" is unknown; take "published" or "hu"')
+    if mode == "hu":
+        hounsfield, greys = np.array(window, dtype=np.float64).reshape(-1, 2).T
+        if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
+            raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")
     shape = {"recipe": RECIPE, "mode": mode, "size": size, "depth": depth, "frame_slices": frame_slices}
     return shape if mode == "published" else shape | {"window": [list(knot) for knot in window]}
 
 
 def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
     """(depth, size, size), with the published code's percentiles, crop, ratio and padding."""
-    if volume.axis_codes != "LPS":
-        logging.getLogger(__name__).info(
-            "%s is stored as %s, not as the usual LPS; published mode keeps its axes",
-            volume.source,
-            volume.axis_codes,
-        )
+    if volume.oriented and volume.axis_codes != "LPS":
+        _tell_axes(volume.axis_codes)
     low, high, box, (height, width, kept) = published_plan(volume, size, depth)
 
     def grey(values: np.ndarray) -> np.ndarray:
@@ -85,6 +91,15 @@ def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
     out = np.zeros((depth, size, size), np.float32)
     resample(array, _of_type(array.dtype, grey), (x, y, z), out[:kept, :height, :width])
     return np.clip(out, 0, 1, out=out)
+
+
+@cache  # once a process, not for each volume
+def _tell_axes(codes: str) -> None:
+    logging.getLogger(__name__).warning(
+        "volumes stored as %s, not as the usual LPS: published mode keeps their axes, so left and right (or "
+        "other sides) stand otherwise than the model knows them",
+        codes,
+    )
 
 
 def _of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -159,8 +174,6 @@ def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.nda
             'of mode "published"'
         )
     hounsfield, greys = np.array(window, dtype=np.float64).reshape(-1, 2).T
-    if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
-        raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")
     ras = volume.to_ras()
     # Greys are taken relative to air, so that what lies outside the volume is 0 while it is resampled.
     air = float(np.interp(AIR, hounsfield, greys))

@@ -31,6 +31,8 @@ def load_volume(path: str | Path, *, allow_gaps: bool = False) -> Volume:
         return read_series([(file.name, partial(_open, file)) for file in files], str(path), allow_gaps)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such volume")
+    if not path.is_file():  # to read a pipe or device may never end
+        raise VolumeError(f"{path}: neither a file nor a folder, but a pipe or device")
     with path.open("rb") as stream:
         return _read(stream, path.stat().st_size, str(path), allow_gaps)
 

@@ -135,7 +135,7 @@ def test_where_both_versions_are_there_the_hu_are_taken(make, tmp_path, read_out
 
 
 def test_stored_values_that_would_be_rescaled_wrongly_are_rejected(make, tmp_path, read_out):
-    names = [f"train_{p}_a_1.nii.gz" for p in range(1, 10)]
+    names = [f"train_{p}_a_1.nii.gz" for p in range(1, 12)]
     root = make(
         names,
         fixed=False,
@@ -146,6 +146,8 @@ def test_stored_values_that_would_be_rescaled_wrongly_are_rejected(make, tmp_pat
             names[5]: {"XYSpacing": "0.5"},
             names[6]: {"ZSpacing": "3.0"},
             names[7]: {"RescaleIntercept": "0"},
+            names[9]: {"RescaleSlope": "0"},
+            names[10]: {"RescaleSlope": "inf"},
         },
         ct={names[1]: {"shift": 0}, names[2]: {"shift": 0, "slope": (1.0, -1024.0)}},
     )
@@ -154,14 +156,19 @@ def test_stored_values_that_would_be_rescaled_wrongly_are_rejected(make, tmp_pat
     ingest("ct-rate", root, tmp_path / "out")
     studies, rejects = read_out(tmp_path / "out")
     assert list(studies) == ["train_1_a_1"]
-    assert len(rejects) == 8
+    assert len(rejects) == 10
+    for name, slope in ((names[9], "0"), (names[10], "inf")):
+        assert f"RescaleSlope {slope}, RescaleIntercept -1024 make no HU" in rejects[name]
     assert "not in HU, as after rescaling twice" in rejects[names[1]]
     assert "its header rescales by slope 1, intercept -1024" in rejects[names[2]]
     assert "gives no RescaleSlope" in rejects[names[3]]
     assert "gives no RescaleIntercept" in rejects[names[4]]
     assert 'XYSpacing "0.5" is not a list of two numbers' in rejects[names[5]]
     assert "voxels of 0.5 × 0.5 × 1.5 mm, but 0.5 × 0.5 × 3 mm by the metadata" in rejects[names[6]]
-    assert "its lowest value is 4: not in HU" in rejects[names[7]]
+    assert (
+        "its lowest value is 4 and 0.0% of its voxels are -900 or less, where air is: not in HU"
+        in rejects[names[7]]
+    )
     assert [path.name for path in (tmp_path / "out" / "volumes").iterdir()] == ["train_1_a_1.nii.gz"]
 
 
@@ -248,3 +255,17 @@ def test_from_the_command_line(make, tmp_path, capsys):
     summary = json.loads(said.out)
     assert (summary["dataset"], summary["splits"]) == ("ct-rate", {"train": 1, "val": 1, "test": 1})
     assert "nodule is seen" not in said.out + said.err
+
+
+def test_stored_values_with_a_stray_voxel_or_padding_are_not_taken_for_hu(make, tmp_path, read_out):
+    names = [f"train_{p}_a_1.nii.gz" for p in (1, 2, 3)]
+    root = make(names, ct={name: {"shift": -1024} for name in names[1:]})
+    for name, where, value in ((names[1], (0, 0, 0), -100), (names[2], slice(0, 2), -2000)):
+        image = nibabel.load(path_of(root, name))
+        array = np.asarray(image.dataobj).copy()
+        array[where] = value
+        nibabel.save(nibabel.Nifti1Image(array, image.affine), path_of(root, name))
+    ingest("ct-rate", root, tmp_path / "out")
+    studies, rejects = read_out(tmp_path / "out")
+    assert list(studies) == ["train_1_a_1"]
+    assert all("not in HU; rescale" in rejects[name] for name in names[1:])

@@ -272,3 +272,51 @@ def test_the_command_offers_every_dataset():
 def test_no_process_at_all_is_refused(tmp_path):
     with pytest.raises(ValueError, match="workers=0: at least 1 process"):
         ingest("folder", tmp_path, tmp_path / "out", workers=0)
+
+
+def test_a_volume_too_large_for_the_memory_is_a_reject(tmp_path, monkeypatch):
+    from mu2llm.data import check
+
+    known = check.load_volume
+
+    def load(path, **options):
+        if path.endswith("ct1.nii.gz"):
+            raise MemoryError
+        return known(path, **options)
+
+    dataset(tmp_path / "set", 3)
+    monkeypatch.setattr(check, "load_volume", load)
+    assert ingest("folder", tmp_path / "set", tmp_path / "out", workers=1)["studies"] == 2
+    (told,) = lines(tmp_path / "out" / "rejects.jsonl")
+    assert told["volume"] == "ct1.nii.gz"
+    assert "not enough memory" in told["reason"]
+
+
+def test_another_dataset_does_not_overwrite_a_de_identified_one(tmp_path, monkeypatch):
+    from tests.dicom_series import write_series
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    write_series(tmp_path / "dicom" / "a")
+    reports(tmp_path / "dicom", ["a,Clear lungs."])
+    ingest("dicom", tmp_path / "dicom", tmp_path / "out")
+    before = (tmp_path / "out" / "deidentification.json").read_bytes()
+    dataset(tmp_path / "set", 1)
+    with pytest.raises(ValueError, match="holds a de-identified dicom ingest"):
+        ingest("folder", tmp_path / "set", tmp_path / "out")
+    assert (tmp_path / "out" / "deidentification.json").read_bytes() == before
+    reports(tmp_path / "dicom", ['a,""'])
+    with pytest.raises(ValueError, match="none of"):
+        ingest("dicom", tmp_path / "dicom", tmp_path / "out")
+    assert not (tmp_path / "out" / "studies.jsonl").exists(), "it would name a volume that is no more"
+    assert not list((tmp_path / "out" / "volumes").iterdir())
+
+
+def test_volumes_that_were_written_are_named_by_whole_paths_and_file_uris_are_read(tmp_path, monkeypatch):
+    from tests.dicom_series import write_series
+
+    write_series(tmp_path / "set" / "a", lambda i, ds: None if i == 4 else ds)
+    reports(tmp_path / "set", ["a,Clear lungs."])
+    monkeypatch.chdir(tmp_path)
+    ingest("folder", f"file://{tmp_path}/set", "out", allow_gaps=True)
+    (study,) = read_jsonl(tmp_path / "out" / "studies.jsonl", Study)
+    assert study.volume == str(tmp_path / "out" / "volumes" / "a.nii.gz")

@@ -9,6 +9,7 @@ import pytest
 from mu2llm import storage
 from mu2llm.cli import main
 from mu2llm.data.frames import FrameCache
+from mu2llm.data.ingest import ingest
 from mu2llm.data.publish import publish
 from mu2llm.data.records import Report, Study, write_jsonl
 from mu2llm.volume import prepare_frames
@@ -81,6 +82,45 @@ def test_volumes_that_ingest_wrote_lie_beside_the_studies(lab, tmp_path):
     assert there["volume"] == f"{lab}/out/volumes/a.nii.gz"
     assert there["meta"]["stored_volume"] == f"{lab}/CT-RATE/dataset/a.nii.gz"
     assert storage.read_bytes(there["volume"]) == b"volumes/a.nii.gz"
+
+
+def test_what_is_gone_from_the_store_is_gone_from_the_next_ingest(lab, tmp_path, save_ct):
+    for i in range(2):
+        save_ct(tmp_path / "set" / f"{i}.nii.gz", seed=i)
+    (tmp_path / "set" / "reports.csv").write_text("volume,report\n0.nii.gz,Clear.\n1.nii.gz,Clear.\n")
+    storage.push(tmp_path / "set", f"{lab}/set")
+    assert ingest("folder", f"{lab}/set", tmp_path / "out")["studies"] == 2
+    storage.remove(f"{lab}/set/1.nii.gz")
+    assert ingest("folder", f"{lab}/set", tmp_path / "out")["studies"] == 1
+
+
+def test_a_withdrawn_series_is_deleted_in_the_store(lab, tmp_path, monkeypatch):
+    from tests.dicom_series import write_series
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+
+    def own(name, shift):
+        def change(i, ds):
+            ds.SeriesInstanceUID, ds.RescaleIntercept = f"1.2.{shift}", -1024 - shift
+            return ds
+
+        write_series(tmp_path / "set" / name, change)
+
+    own("a", 1)
+    own("b", 2)
+    table = tmp_path / "set" / "reports.csv"
+    table.write_text("volume,report,patient_id\na,Clear.,p\nb,Clear.,q\n")
+    storage.write_bytes(f"{lab}/out/volumes/mine.txt", b"a user's own")
+    assert ingest("dicom", tmp_path / "set", f"{lab}/out")["studies"] == 2
+    table.write_text("volume,report,patient_id\na,Clear.,p\n")
+    assert ingest("dicom", tmp_path / "set", f"{lab}/out")["studies"] == 1
+    (study,) = records(f"{lab}/out/studies.jsonl")
+    assert storage.list_files(f"{lab}/out/volumes") == [f"{lab}/out/volumes/mine.txt", study["volume"]]
+
+
+def test_a_bucket_that_cannot_be_is_named(lab):
+    with pytest.raises(ValueError, match=r"s3://A_b!/x: .*bucket"):
+        storage.read_bytes("s3://A_b!/x")
 
 
 def test_an_ingest_that_takes_nothing_leaves_its_rejects_there(lab, tmp_path, capsys):

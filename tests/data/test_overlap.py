@@ -61,3 +61,10 @@ def test_user_mistakes(two_sets, tmp_path, capsys):
     assert "give the folders of two ingests" in err[0]
     assert "none is not there: run data ingest first" in err[1]
     assert "study z has no hash of its voxels; ingest it again" in err[2]
+
+
+def test_folders_in_the_store_are_refused():
+    from mu2llm.data.overlap import shared_volumes
+
+    with pytest.raises(ValueError, match="s3://lab/a: overlap reads local folders"):
+        shared_volumes(["s3://lab/a", "s3://lab/b"])

@@ -1,5 +1,6 @@
 """`mu2 data prepare`: every volume once, whatever happens to the run; what cannot be prepared is told."""
 
+import errno
 import json
 import random
 import signal
@@ -15,7 +16,7 @@ import pytest
 from mu2llm.cli import main
 from mu2llm.data.frames import FrameCache
 from mu2llm.data.prepare import ABANDONED_SECONDS
-from mu2llm.data.records import Report, Study, write_jsonl
+from mu2llm.data.records import Report, Study, read_jsonl, write_jsonl
 from mu2llm.volume import prepare_frames
 
 SIZES = {"size": 32, "depth": 32, "frame_slices": 8}
@@ -111,13 +112,16 @@ def test_half_written_files_of_killed_runs_are_removed_and_others_left(dataset, 
 
     studies, _ = dataset(1)
     old, young = tmp_path / "frames" / "ab" / "x.part", tmp_path / "frames" / "ab" / "y.part"
-    for path in (old, young):
+    deep = tmp_path / "frames" / "sources" / "cd" / "z.part"
+    for path in (old, deep, young):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
     then = time.time() - ABANDONED_SECONDS - 1
     os.utime(old, (then, then))
+    os.utime(deep, (then, then))
     assert main(["data", "prepare", str(studies), *WORDS]) == 0
     assert not old.exists()
+    assert not deep.exists()
     assert young.exists()
 
 
@@ -128,6 +132,7 @@ def test_half_written_files_of_killed_runs_are_removed_and_others_left(dataset, 
         (("--mode", "hu", "--model", "x"), "give either --model, or --mode"),
         (("--model", "x", "--size", "8"), "give either --model, or --mode"),
         (("--mode", "hu", "--depth", "30"), "multiple of frame_slices"),
+        (("--mode", "hu", "--out", "s3://lab/frames"), "frames go to a local folder"),
     ],
 )
 def test_mistakes_are_one_line(dataset, capsys, words, cause):
@@ -180,3 +185,42 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing_and_does_nothing_twi
     frames = FrameCache(volumes, Settings(), folder)
     for volume in volumes:
         np.testing.assert_allclose(frames[volume], prepare_frames(volume, mode="hu", **SIZES), atol=1e-5)
+
+
+def test_no_volume_ends_the_run(dataset, tmp_path, monkeypatch, capsys):
+    import mu2llm.data.frames as frames
+
+    studies, volumes = dataset(3)
+    long = str(tmp_path / f"{'a' * 300}.nii.gz")
+    records = list(read_jsonl(studies, Study))
+    write_jsonl(studies, [*records, Study("s3", "p3", "test", "train", long, "hu", Report(""))])
+    content = {name: Path(name).read_bytes() for name in volumes}
+
+    def prepare(path, **settings):
+        if str(path) == volumes[0]:
+            Path(path).write_bytes(content[volumes[1]])  # touched while it is read
+        if str(path) == volumes[1]:
+            raise OSError(f"{path}: its sha256 is not that of what was stored; put it there again")
+        return prepare_frames(path, **settings)
+
+    monkeypatch.setattr(frames, "prepare_frames", prepare)
+    assert main(["data", "prepare", str(studies), *WORDS, "--workers", "1"]) == 1
+    told = {reject["study_id"]: reject["reason"] for reject in rejects(tmp_path / "frames")}
+    assert list(told) == ["s0", "s1", "s3"]
+    assert "changed while it was read" in told["s0"]
+    assert "sha256" in told["s1"]
+    assert "name too long" in told["s3"]
+    assert len(entries(tmp_path / "frames")) == 1
+
+
+def test_a_full_disk_ends_the_run_and_blames_no_volume(dataset, tmp_path, monkeypatch, capsys):
+    import mu2llm.data.frames as frames
+
+    def full(path, made):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    studies, _ = dataset(3)
+    monkeypatch.setattr(frames, "write_frames", full)
+    assert main(["data", "prepare", str(studies), *WORDS, "--workers", "1"]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert not (tmp_path / "frames" / "rejects.jsonl").exists()

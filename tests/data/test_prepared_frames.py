@@ -10,6 +10,7 @@ import pytest
 
 from mu2llm.data.frame_file import DamagedFrames, read_frames, write_frames
 from mu2llm.data.frames import FrameCache, FrameStore
+from mu2llm.data.records import write_jsonl
 from mu2llm.data.sources import RACY_SECONDS, known_content
 from mu2llm.volume import SOFT_LUNG_WINDOW, VolumeError, prepare_frames
 
@@ -212,3 +213,55 @@ def test_several_processes_at_once_end_with_whole_frames(tmp_path, save_ct):
     assert sums == pytest.approx([expected] * 3, rel=1e-4)
     assert len(entries(tmp_path / "frames")) == 6
     assert not list((tmp_path / "frames").rglob("*.part"))
+
+
+@pytest.mark.parametrize("held", ["", "[]", "{}", '{"stamp": 1}', "\xff", "null"])
+def test_a_damaged_memory_of_contents_is_read_anew(ct, tmp_path, held, monkeypatch):
+    monkeypatch.setattr("mu2llm.data.sources.RACY_SECONDS", -60)
+    store = FrameStore(tmp_path / "frames", HU)
+    path = store.make(ct)
+    (known,) = (tmp_path / "frames" / "sources").glob("*/*.json")
+    known.write_bytes(held.encode("latin-1"))
+    assert store.ready(ct) is None
+    assert store.made(ct) == (path, False)
+    assert store.ready(ct) == path
+
+
+def test_every_flipped_bit_of_the_header_is_noticed_or_changes_nothing(tmp_path):
+    frames = np.random.default_rng(0).random((2, 2, 8, 8), np.float32)
+    write_frames(tmp_path / "a", frames)
+    whole, expected = (tmp_path / "a").read_bytes(), read_frames(tmp_path / "a")
+    noticed = 0
+    for place in range(len(whole) - frames.size * 2):
+        for bit in range(8):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            (tmp_path / "b").write_bytes(changed)
+            try:
+                np.testing.assert_array_equal(read_frames(tmp_path / "b"), expected)
+            except DamagedFrames:
+                noticed += 1
+    assert noticed > 1000
+
+
+def _write_many(path):
+    for count in range(1, 40):
+        write_jsonl(path, [{"n": count}] * count)
+
+
+def test_several_processes_write_the_same_lines_file(tmp_path):
+    with ProcessPoolExecutor(3) as pool:
+        list(pool.map(_write_many, [tmp_path / "rejects.jsonl"] * 3))
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 39
+    assert [path.name for path in tmp_path.iterdir()] == ["rejects.jsonl"]
+
+
+def test_an_unusual_orientation_is_told_once(tmp_path, save_ct, caplog):
+    from mu2llm.volume.frames import _tell_axes
+
+    _tell_axes.cache_clear()
+    for seed in (1, 2):
+        save_ct(tmp_path / f"{seed}.nii.gz", seed=seed, affine=np.diag([0.5, 0.5, 1.5, 1.0]))
+        prepare_frames(tmp_path / f"{seed}.nii.gz", **PUBLISHED)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "stored as RAS" in caplog.text

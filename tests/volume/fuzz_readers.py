@@ -17,16 +17,17 @@ import tempfile
 import traceback
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
-from pydicom.uid import RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from mu2llm.volume import VolumeError, load_volume_bytes
-from tests.dicom_series import write_series
+from tests.dicom_series import jpeg2000, write_series
 
 SECONDS, BYTES = 10, 2 << 30
 
@@ -72,6 +73,31 @@ def zipped(files: list[bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def series(syntax: str = "") -> list[bytes]:
+    """The files of a small series, compressed by a transfer syntax."""
+
+    def change(i: int, dataset: pydicom.FileDataset) -> pydicom.FileDataset:
+        if syntax == DeflatedExplicitVRLittleEndian:
+            dataset.file_meta.TransferSyntaxUID = syntax
+        elif syntax == JPEG2000Lossless:
+            return jpeg2000(dataset)
+        elif syntax:
+            dataset.compress(syntax)
+        return dataset
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_series(Path(folder), change, count=4)
+        return [file.read_bytes() for file in sorted(Path(folder).iterdir())]
+
+
+def deflate_again(data: bytes, damage: Damage) -> bytes:
+    """A deflated slice whose dataset is damaged before it is deflated."""
+    start = 144 + int.from_bytes(data[140:144], "little")  # behind the file meta group
+    pack = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    inner = damage(zlib.decompress(data[start:], -zlib.MAX_WBITS))
+    return data[:start] + pack.compress(inner) + pack.flush()
+
+
 def formats() -> dict[str, Callable[[Damage], bytes]]:
     """For each format, a function from a damage to a damaged file."""
     rng = np.random.default_rng(0)
@@ -81,14 +107,8 @@ def formats() -> dict[str, Callable[[Damage], bytes]]:
     scaled = nibabel.Nifti1Image(array.astype(np.float32) / 3, affine).to_bytes()
     buffer = io.BytesIO()
     np.save(buffer, rng.random((1, 4, 5, 6), np.float32))
-    with tempfile.TemporaryDirectory() as folder:
-        write_series(Path(folder), count=4)
-        plain = [file.read_bytes() for file in sorted(Path(folder).iterdir())]
-        for file in Path(folder).iterdir():
-            dataset = pydicom.dcmread(file)
-            dataset.compress(RLELossless)
-            dataset.save_as(file)
-        packed = [file.read_bytes() for file in sorted(Path(folder).iterdir())]
+    plain, packed, wavelets = series(), series(RLELossless), series(JPEG2000Lossless)
+    deflated = series(DeflatedExplicitVRLittleEndian)
     return {
         "nifti": lambda damage: damage(one),
         "nifti2": lambda damage: damage(two),
@@ -98,6 +118,11 @@ def formats() -> dict[str, Callable[[Damage], bytes]]:
         "npy": lambda damage: damage(buffer.getvalue()),
         "zip of a damaged slice": lambda damage: zipped([damage(plain[0]), *plain[1:]]),
         "zip of a damaged RLE slice": lambda damage: zipped([damage(packed[0]), *packed[1:]]),
+        "zip of a damaged JPEG 2000 slice": lambda damage: zipped([damage(wavelets[0]), *wavelets[1:]]),
+        "zip of a damaged deflated slice": lambda damage: zipped([damage(deflated[0]), *deflated[1:]]),
+        "zip of a slice deflated after its damage": lambda damage: zipped(
+            [deflate_again(deflated[0], damage), *deflated[1:]]
+        ),
         "damaged zip": lambda damage: damage(zipped(plain)),
     }
 

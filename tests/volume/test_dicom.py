@@ -1,11 +1,35 @@
 """DICOM series become volumes by their geometry; what is not one sound stack is refused with its cause."""
 
+import contextlib
+import io
+import resource
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from mu2llm.volume import VolumeError, load_volume, load_volume_bytes, prepare_frames
+from mu2llm.volume.encoded import stated_size
+from tests.dicom_series import jpeg2000
+
+
+@pytest.fixture
+def memory_limit():
+    """A context in which this process may take so many bytes more than it has."""
+
+    @contextlib.contextmanager
+    def limit(more):
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (held + more, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    return limit
 
 
 def zipped(folder, path):
@@ -214,3 +238,115 @@ def test_real_jpeg2000_series(real_ct):
     water = 0.35  # the window at 0 HU
     assert frames[:, :, 16, 16].mean() > water, "the middle of a body is soft tissue"
     assert frames[:, :, 31, :].mean() < 0.2, "in front of it is air"
+
+
+def deflated(i, ds):
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    return ds
+
+
+def compressed(syntax):
+    def change(i, ds):
+        ds.compress(syntax)
+        return ds
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [deflated, lambda i, ds: jpeg2000(ds), *map(compressed, (JPEGLSLossless, RLELossless))],
+)
+def test_compressed_slices_are_the_same_volume(tmp_path, write_series, change):
+    expected = write_series(tmp_path, change)
+    np.testing.assert_array_equal(load_volume(tmp_path).array, expected)
+
+
+def test_a_small_deflated_slice_that_grows_to_gigabytes_is_refused(tmp_path, write_series, memory_limit):
+    def change(i, ds):
+        ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        if i == 2:
+            ds.add_new((0x0011, 0x1001), "OB", bytes(700 << 20))
+        return ds
+
+    write_series(tmp_path, change, count=4)
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 2 << 20
+    with memory_limit(400 << 20), pytest.raises(VolumeError, match="inflates to over 64 MiB"):
+        load_volume(tmp_path)
+
+
+def test_a_stream_larger_than_rows_and_columns_is_refused_before_it_is_decoded(tmp_path, write_series):
+    from pydicom.encaps import encapsulate, get_frame
+
+    def change(i, ds):
+        jpeg2000(ds)
+        if i == 2:
+            stream = bytearray(get_frame(ds.PixelData, 0, number_of_frames=1))
+            for at in (8, 12, 24, 28):  # of the image and of its tiles
+                stream[at : at + 4] = (30000).to_bytes(4, "big")
+            ds.PixelData = encapsulate([bytes(stream)])
+        return ds
+
+    write_series(tmp_path, change, count=4)
+    with pytest.raises(VolumeError, match=r"30000 × 30000 pixels of 1 colours, its header says 20 × 16"):
+        load_volume(tmp_path)
+
+
+def test_slices_larger_than_any_ct_are_refused(tmp_path, write_series):
+    def change(i, ds):
+        ds.compress(RLELossless)
+        ds.Rows = ds.Columns = 20000
+        return ds
+
+    write_series(tmp_path, change, count=2)
+    with pytest.raises(VolumeError, match="a slice may have 4096"):
+        load_volume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG2000", {}), ("JPEG2000", {"no_jp2": True})],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_sizes_of_streams_are_read_from_their_headers(kind, options, mode):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new(mode, (70, 50)).save(buffer, kind, **options)
+    assert stated_size(buffer.getvalue()) == (70, 50, len(mode))
+    for end in range(0, len(buffer.getvalue()), 5):
+        stated_size(buffer.getvalue()[:end])
+
+
+def test_every_second_slice_missing_is_noticed_by_the_stated_spacing(tmp_path, write_series):
+    def change(i, ds):
+        ds.SpacingBetweenSlices = 2.5
+        return ds
+
+    write_series(tmp_path / "whole", change)
+    assert load_volume(tmp_path / "whole").array.shape == (20, 16, 8)
+    write_series(tmp_path / "half", lambda i, ds: change(i, ds) if i % 2 else None)
+    with pytest.raises(VolumeError, match=r"5\.00 mm apart, but 2\.50 mm by their SpacingBetweenSlices"):
+        load_volume(tmp_path / "half")
+    assert load_volume(tmp_path / "half", allow_gaps=True).array.shape == (20, 16, 4)
+
+
+def test_a_pipe_is_no_volume(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "ct.nii.gz")
+    with pytest.raises(VolumeError, match="a pipe or device"):
+        load_volume(tmp_path / "ct.nii.gz")
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "PhotometricInterpretation", "RescaleType"])
+def test_what_a_damaged_header_says_is_one_short_line_of_the_message(tmp_path, write_series, keyword):
+    def change(i, ds):
+        ds[keyword]._value = "A\nB" * 500
+        return ds
+
+    write_series(tmp_path, change)
+    with pytest.raises(VolumeError) as caught:
+        load_volume(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 120
