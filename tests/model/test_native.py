@@ -1,6 +1,8 @@
 """The model with transformers' own tools: generation, checkpointing, LoRA, compile, device maps, ZeRO-3."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -66,6 +68,43 @@ def test_a_volume_is_read_once_in_every_mode(pair, frames, monkeypatch, settings
     apart = {name: batch[name] for name in ("input_ids", "attention_mask")} | {"visual_tokens": visual}
     if not settings["do_sample"]:
         assert torch.equal(tokens, new_tokens(model, apart, **settings))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 16), (2, 8, 64), (2, 8, 32, 3), (8, 32)], ids=str)
+def test_visual_tokens_of_another_shape_are_refused(pair, frames, shape):
+    model, processor = pair
+    ids = processor(None, QUESTIONS)["input_ids"]
+    message = re.escape(f"visual_tokens is {shape}, not (batch, tokens, 32)")
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids, visual_tokens=torch.rand(shape))
+
+
+def test_the_prefill_computes_the_last_logits_alone(pair, frames, monkeypatch):
+    model, processor = pair
+    shapes = []
+    forward = model.forward
+
+    def watched(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        shapes.append(tuple(output.logits.shape))
+        return output
+
+    watched.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model, "forward", watched)
+    new_tokens(model, processor(frames, QUESTIONS), do_sample=False)
+    assert shapes[0] == (2, 1, model.config.text_config.vocab_size)
+
+
+def test_generation_goes_on_from_the_cache_of_a_volume(pair, frames):
+    model, processor = pair
+    batch = processor(frames[:1], QUESTIONS[:1])
+    whole = model.generate(**batch, max_new_tokens=8, do_sample=False)
+    first = model.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    ids, cache = first.sequences, first.past_key_values
+    rest = model.generate(
+        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=4, do_sample=False
+    )
+    assert torch.equal(rest, whole)
 
 
 @torch.no_grad()
