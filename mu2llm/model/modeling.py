@@ -76,6 +76,9 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 

@@ -161,6 +161,28 @@ def test_a_decoder_from_a_checkpoint_keeps_its_weights(tmp_path):
     assert torch.equal(model.eval()(input_ids=ids).logits, decoder.eval()(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_may_grow(tmp_path, tied):
+    base, _ = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
+    text = base.config.text_config.to_dict() | {"tie_word_embeddings": tied}
+    model = Mu2ForConditionalGeneration(
+        Mu2Config(**{**base.config.to_dict(), "text_config": text, "tie_word_embeddings": tied})
+    ).eval()
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        count = before.shape[-1]
+        model.resize_token_embeddings(count + 7, mean_resizing=False)
+        after = model(input_ids=ids).logits
+    assert after.shape[-1] == model.config.text_config.vocab_size == count + 7
+    assert model.language_model.config.vocab_size == count + 7
+    assert torch.equal(after[..., :count], before)
+    model.save_pretrained(tmp_path)
+    again = Mu2ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, after)
+
+
 def gradients(model, batch):
     model.zero_grad()
     model(**batch).loss.backward()
