@@ -362,6 +362,25 @@ def test_an_explanation_follows_its_draft_and_its_own_volume(pair, frames):
     assert (model.explain(**processor(air, QUESTIONS[:1], TEXTS[:1])) == 0).all()
 
 
+def test_a_prompt_has_a_longest_length_too(pair):
+    _, processor = pair
+    with pytest.raises(ValueError, match=r"a prompt is \d+ tokens long, more than max_length 512"):
+        processor(None, ["Cardiomegaly? " * 600])
+
+
+def test_what_cannot_be_explained_is_refused(pair, frames):
+    model, processor = pair
+    batch = processor(frames, QUESTIONS, TEXTS[:2])
+    labels = batch.pop("labels")
+    nothing = labels.clone()
+    nothing[1] = -100
+    for wrong, message in ((labels[:, :3], "they must be alike"), (nothing, "without any token to explain")):
+        with pytest.raises(ValueError, match=message):
+            model.explain(**batch, labels=wrong)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        model.explain(**batch, labels=labels)
+
+
 ZERO3 = """
 import sys, torch, deepspeed
 from mu2llm.training.deepspeed import prepare_runtime
