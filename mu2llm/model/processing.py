@@ -135,6 +135,11 @@ class Mu2Processor(ProcessorMixin):
             batch["pixel_values"] = self.stack(volumes)
         return batch
 
+    def read(self, texts: Sequence[str]) -> BatchFeature:
+        """`question_ids` and `question_mask` of texts as questions are read, of any length."""
+        ids, mask = self._pad(self._encode("text", texts))
+        return BatchFeature({"question_ids": ids, "question_mask": mask})
+
     def stack(self, volumes: Sequence[str | Path | Volume | np.ndarray | Tensor]) -> Tensor:
         """`pixel_values` (B, T, K, S, S) of volumes, as a call makes them."""
         frames = [self._checked(row, volume) for row, volume in enumerate(volumes)]

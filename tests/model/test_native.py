@@ -366,6 +366,7 @@ def test_a_prompt_has_a_longest_length_too(pair):
     _, processor = pair
     with pytest.raises(ValueError, match=r"a prompt is \d+ tokens long, more than max_length 512"):
         processor(None, ["Cardiomegaly? " * 600])
+    assert processor.read(["Cardiomegaly? " * 600])["question_ids"].shape[1] > 512  # contrastive reports
 
 
 def test_what_cannot_be_explained_is_refused(pair, frames):

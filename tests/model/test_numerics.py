@@ -19,8 +19,9 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 
 def config(**settings):
     sizes = {"num_heads": 2, "num_selected_tokens": 8, "num_query_tokens": 4}
+    sizes |= {"num_refiner_layers": 2, "num_aggregator_layers": 2}
     text = {"model_type": "llama", "hidden_size": 16, "vocab_size": 32, "num_attention_heads": 2}
-    return Mu2Config(text_config=text, num_refiner_layers=2, num_aggregator_layers=2, **{**sizes, **settings})
+    return Mu2Config(text_config=text, **{**sizes, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,23 @@ def test_the_tokenizer_is_the_papers_equations(frames):
 def test_the_tower_is_the_vit_with_its_scores_materialised(golden):
     frames = torch.rand(2, 32, 64, 64)
     assert (golden.vision_tower(frames) - literal.tower(golden.vision_tower, frames)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_refiner_layers": -1},
+        {"num_query_tokens": 0},
+        {"num_query_tokens": "8"},
+        {"max_distance": 0},
+        {"num_heads": 0},
+        {"vision_config": {"patch_size": (0, 16, 16)}},
+    ],
+    ids=str,
+)
+def test_a_size_that_is_none_is_refused(setting):
+    with pytest.raises(ValueError, match="is not a whole number from"):
+        config(**setting)
 
 
 # --- repairs --------------------------------------------------------------------------------------------
