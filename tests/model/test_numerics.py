@@ -37,7 +37,7 @@ def golden(tmp_path_factory):
 @pytest.mark.parametrize("pooling", ["dynamic", "static"])
 def test_the_tokenizer_is_the_papers_equations(frames, selection, pooling):
     """With weights so large that attention is sharp: at their usual size all tokens become nearly one."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     settings = config(
         selection=selection, pooling=pooling, num_selected_tokens=6
     )  # no multiple of 4: gates differ
