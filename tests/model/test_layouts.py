@@ -112,6 +112,23 @@ def test_every_decoder(tmp_path, published, kind, tied):
     assert_same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
 
 
+@pytest.mark.parametrize("choice", ["hard", "static"])
+def test_the_plain_choices_are_converted_too(tmp_path, published, choice):
+    tensors = dict(published)
+    if choice == "hard":
+        score = "model.u2tokenizer.svt_module.token_selection.score_net."
+        tensors |= {f"{score}weight": torch.randn(1, 64), f"{score}bias": torch.randn(1)}
+        config = golden_config() | {"enable_diffts": False}
+    else:
+        tensors = {name: tensor for name, tensor in tensors.items() if "gate_fc" not in name}
+        config = golden_config() | {"enable_dmtp": False}
+    convert(write(tmp_path / "source", tensors, config), tmp_path / "ours", image_token_id=319)
+    model = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert choice in (model.config.selection, model.config.pooling)
+    revert(tmp_path / "ours", tmp_path / "back")
+    assert_same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+
+
 def test_tied_embeddings_that_differ_are_refused(tmp_path, published):
     tensors = published | {"lm_head.weight": published["model.embed_tokens.weight"] + 1}
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
