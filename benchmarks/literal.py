@@ -43,14 +43,27 @@ def select(weight, x):
     return torch.stack(chosen, dim=1)
 
 
-def pool(gate, x):
-    """DMTP: averages of 1, 2 and 4 neighbours, weighted by a softmax of the gate on their means."""
-    averages = [
+def select_best(weight, count, x):
+    """LinVT's selection: of each study the k tokens of the highest score, best first."""
+    scores = (x @ weight.T).squeeze(-1)
+    return torch.stack(
+        [y[score.sort(descending=True).indices[:count]] for y, score in zip(x, scores, strict=True)]
+    )
+
+
+def averages(x):
+    """Of 1, 2 and 4 neighbours."""
+    return [
         torch.stack([x[:, i : i + s].mean(1) for i in range(0, x.shape[1] - s + 1, s)], dim=1)
         for s in (1, 2, 4)
     ]
-    shares = torch.stack([gate(y.mean(1)).squeeze(-1) for y in averages], dim=1).softmax(1)
-    return torch.cat([shares[:, i, None, None] * y for i, y in enumerate(averages)], dim=1)
+
+
+def pool(gate, x):
+    """DMTP: averages of 1, 2 and 4 neighbours, weighted by a softmax of the gate on their means."""
+    pooled = averages(x)
+    shares = torch.stack([gate(y.mean(1)).squeeze(-1) for y in pooled], dim=1).softmax(1)
+    return torch.cat([shares[:, i, None, None] * y for i, y in enumerate(pooled)], dim=1)
 
 
 def refine(refiner, x):
@@ -62,7 +75,14 @@ def refine(refiner, x):
         flat = flat.unflatten(0, (studies, frames)).transpose(1, 2).flatten(0, 1)
         flat = attention(layer.temporal, flat, flat, relative_bias(layer.temporal, frames))
         x = flat.unflatten(0, (studies, places)).transpose(1, 2)
-    return pool(refiner.pooling.gate, select(refiner.selection.score.weight, x.flatten(1, 2)))
+    selection, tokens = refiner.selection, x.flatten(1, 2)
+    if selection.kind == "soft":
+        selected = select(selection.score.weight, tokens)
+    else:
+        selected = select_best(selection.score.weight, selection.count, tokens)
+    if refiner.pooling.kind == "static":
+        return torch.cat(averages(selected), dim=1)
+    return pool(refiner.pooling.gate, selected)
 
 
 def aggregate(aggregator, refined, question):

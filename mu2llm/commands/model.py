@@ -238,6 +238,8 @@ def run_convert(args: argparse.Namespace) -> None:
     from mu2llm.model.convert import convert, revert
 
     if args.reverse:
+        if args.volume_token_id is not None:
+            raise ValueError("--volume-token-id does not go with --reverse: the published layout holds none")
         revert(args.source, args.target)
     else:
         convert(args.source, args.target, image_token_id=args.volume_token_id)

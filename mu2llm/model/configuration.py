@@ -10,6 +10,12 @@ POOLINGS = ("dynamic", "static")
 REFINERS = ("published", "residual")
 
 
+def _check_counts(least: int = 1, **settings: int) -> None:
+    for name, value in settings.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name}={value!r} is not a whole number from {least} on")
+
+
 class Mu2VisionConfig(PretrainedConfig):
     """The 3D ViT of M3D-CLIP. Sizes are (slices, rows, columns); `image_size` is one frame's.
 
@@ -32,6 +38,16 @@ class Mu2VisionConfig(PretrainedConfig):
         image_std: float = 1.0,
         **kwargs: Any,
     ):
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if len(size) != 3:
+                raise ValueError(f"{name}={size!r} is not (slices, rows, columns)")
+            _check_counts(**{name: min(size)})
+        _check_counts(
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            intermediate_size=intermediate_size,
+        )
         for name, image, patch in zip(("slices", "rows", "columns"), image_size, patch_size, strict=True):
             if image % patch:
                 raise ValueError(f"image_size: {image} {name} are not a multiple of the patch's {patch}")
@@ -109,10 +125,20 @@ class Mu2Config(PretrainedConfig):
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+        _check_counts(
+            pooling_size=pooling_size,
+            num_heads=num_heads,
+            num_selected_tokens=num_selected_tokens,
+            num_query_tokens=num_query_tokens,
+            max_distance=max_distance,
+        )
+        _check_counts(
+            least=0, num_refiner_layers=num_refiner_layers, num_aggregator_layers=num_aggregator_layers
+        )
         if isinstance(vision_config, dict):
             vision_config = Mu2VisionConfig(**vision_config)
         self.vision_config = vision_config or Mu2VisionConfig()
-        if pooling_size < 1 or min(self.vision_config.grid) < pooling_size:
+        if min(self.vision_config.grid) < pooling_size:
             raise ValueError(f"pooling_size={pooling_size}: a frame has {self.vision_config.grid} patches")
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)

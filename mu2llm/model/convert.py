@@ -38,23 +38,38 @@ def convert(source: str | Path, target: str | Path, *, image_token_id: int | Non
             f"--volume-token-id {image_token_id}: the decoder has {config.text_config.vocab_size} tokens"
         )
     check_whole(config, tensors, unused)
-    target.mkdir(parents=True, exist_ok=True)
+    processor = _processor(source, tokenizer, config) if tokenizer else None
     config.architectures = ["Mu2ForConditionalGeneration"]
     config.dtype = tensors["projector.fc1.weight"].dtype
+    target.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(target)
     write_tensors(tensors, target / SAFETENSORS)
     write_tensors(unused, target / UNUSED_FILE)
     shutil.copy(source / "config.json", target / CONFIG_FILE)
     _copy_texts(source, target)
-    if tokenizer:
-        slices, size, _ = config.vision_config.image_size
-        Mu2Processor(
+    if processor:
+        processor.save_pretrained(target)
+
+
+def _processor(source: Path, tokenizer: PreTrainedTokenizerBase, config: Mu2Config) -> Mu2Processor:
+    """The processor of a converted checkpoint, which fits its configuration."""
+    slices, size, _ = config.vision_config.image_size
+    try:
+        processor = Mu2Processor(
             tokenizer,
             num_query_tokens=config.num_query_tokens,
             size=size,
             frame_slices=slices,
             depth=FRAMES * slices,
-        ).save_pretrained(target)
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}; set it in the folder's tokenizer files") from None
+    if processor.image_token_id != config.image_token_id:
+        raise ValueError(
+            f"--volume-token-id {config.image_token_id}: {PLACEHOLDER} is token {processor.image_token_id} "
+            f"of the tokenizer in {source}; leave the option out"
+        )
+    return processor
 
 
 def revert(source: str | Path, target: str | Path) -> None:
@@ -78,12 +93,16 @@ def revert(source: str | Path, target: str | Path) -> None:
 def _apart(source: str | Path, target: str | Path) -> tuple[Path, Path]:
     if Path(source).resolve() == Path(target).resolve():
         raise ValueError(f"{source}: source and target are one folder; give another to write to")
+    if Path(target).is_dir() and any(Path(target).iterdir()):
+        raise ValueError(
+            f"{target} is not empty: what lies there would mix with the checkpoint; name another"
+        )
     return Path(source), Path(target)
 
 
 def _copy_texts(source: Path, target: Path) -> None:
     for file in source.iterdir():
-        if file.name.startswith(TEXT_FILES):
+        if file.is_file() and file.name.startswith(TEXT_FILES):
             shutil.copy(file, target)
 
 
@@ -108,7 +127,11 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     with tempfile.TemporaryDirectory() as texts:
         _copy_texts(folder, Path(texts))
-        return AutoTokenizer.from_pretrained(texts, trust_remote_code=False)
+        try:
+            return AutoTokenizer.from_pretrained(texts, trust_remote_code=False)
+        except Exception as error:  # transformers checks each file in its own way
+            reason = str(error).strip().partition("\n")[0].replace(texts, str(folder))
+            raise ValueError(f"{folder}: its tokenizer cannot be read ({reason}): copy it again") from None
 
 
 def _placeholder(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> int:
@@ -116,5 +139,8 @@ def _placeholder(folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> int
         raise ValueError(f"{folder} has no tokenizer to look {PLACEHOLDER} up in: give --volume-token-id")
     vocabulary = tokenizer.get_vocab()
     if PLACEHOLDER not in vocabulary:
-        raise ValueError(f"the tokenizer in {folder} has no {PLACEHOLDER}: give --volume-token-id")
+        raise ValueError(
+            f"the tokenizer in {folder} has no {PLACEHOLDER}: add it as a special token, or convert a copy "
+            "of the folder without its tokenizer files, with --volume-token-id"
+        )
     return vocabulary[PLACEHOLDER]

@@ -34,8 +34,16 @@ def saliency(
 
     `labels` (B, L) are −100 but on the tokens to explain; the other inputs are those of the model's forward.
     Air adds nothing, since its grey is 0. Values are averaged over about half a patch, the finest detail that
-    the tower's filters resolve.
+    the tower's filters resolve. Raises `ValueError` where the labels do not fit the inputs, a row has none to
+    explain, or gradients cannot be had.
     """
+    ids = inputs.get("input_ids")
+    if ids is not None and labels.shape != ids.shape:
+        raise ValueError(f"labels is {tuple(labels.shape)}, input_ids {tuple(ids.shape)}: they must be alike")
+    if not bool((labels[:, 1:] != -100).any(dim=1).all()):
+        raise ValueError("labels leave a row without any token to explain: all are -100")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("an explanation needs gradients, which torch.inference_mode forbids: use no_grad")
     with torch.enable_grad():
         frames = pixel_values.detach().clone().requires_grad_()
         logits = model(pixel_values=frames, **inputs).logits[:, :-1].float()

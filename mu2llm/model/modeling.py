@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    Cache,
     GenerationMixin,
     PreTrainedModel,
 )
@@ -75,6 +76,9 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
@@ -127,26 +131,40 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         volume_index: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, L, V) and, with `labels`, the mean cross-entropy of the labels that are not −100.
 
         `visual_tokens` of `encode_volume` may stand in for `pixel_values`; with neither, text alone is read,
-        and a placeholder in it raises `ValueError`.
+        and a placeholder in it raises `ValueError`. The rest is the decoder's own: transformers' generation
+        looks for `past_key_values` and `logits_to_keep` among the arguments by name.
         """
         if pixel_values is not None:
             visual_tokens = self._encoded(
                 pixel_values, question_ids, question_mask, volume_index, visual_tokens
             )
-        elif visual_tokens is None and inputs_embeds is None and not _length(kwargs.get("past_key_values")):
+        elif visual_tokens is None and inputs_embeds is None and not _length(past_key_values):
             self._refuse_blind(input_ids)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual_tokens is not None:
             inputs_embeds = self._place(inputs_embeds, input_ids, visual_tokens)
+        if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kwargs["logits_to_keep"] = logits_to_keep  # not every decoder knows it
         return self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, labels=labels, **kwargs
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            labels=labels,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            **kwargs,
         )
+
+    def _supports_logits_to_keep(self) -> bool:
+        return self.language_model._supports_logits_to_keep()
 
     def _encoded(
         self,
@@ -179,6 +197,12 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("visual tokens came without input_ids, whose placeholders tell where they stand")
         if self.config.image_token_id is None:
             raise ValueError("the configuration has no image_token_id, the placeholder of visual tokens")
+        width = inputs_embeds.shape[-1]
+        if visual_tokens.ndim != 3 or visual_tokens.shape[2] != width:
+            raise ValueError(
+                f"visual_tokens is {tuple(visual_tokens.shape)}, not (batch, tokens, {width}), the width of "
+                "the decoder's embeddings: give what encode_volume gave"
+            )
         places = input_ids == self.config.image_token_id
         rows, columns = visual_tokens.shape[:2]
         if going_on:

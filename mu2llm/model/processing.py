@@ -27,7 +27,7 @@ class Mu2Processor(ProcessorMixin):
         tokenizer: the decoder's tokenizer; needs the placeholder `<im_patch>` and an end-of-text token.
         num_query_tokens: visual tokens a volume becomes, so placeholders in a prompt.
         mode, size, depth, frame_slices, window: as in `mu2llm.volume.prepare_frames`.
-        max_length: a sample longer than this many tokens, visual ones included, is an error.
+        max_length: a sample or a prompt longer than this many tokens, visual ones included, is an error.
     """
 
     def __init__(
@@ -119,13 +119,12 @@ class Mu2Processor(ProcessorMixin):
         prompts = [self._prompt(ids) for ids in question_ids]
         batch = BatchFeature()
         if answers is None:
+            self._check_length("prompt", prompts)
             batch["input_ids"], batch["attention_mask"] = self._pad(prompts, left=True)
         else:
             ends = [[*ids, self.tokenizer.eos_token_id] for ids in self._encode("answer", answers)]
             rows = [prompt + end for prompt, end in zip(prompts, ends, strict=True)]
-            longest = max(map(len, rows))
-            if longest > self.max_length:
-                raise ValueError(f"a sample is {longest} tokens long, more than max_length {self.max_length}")
+            self._check_length("sample", rows)
             batch["input_ids"], batch["attention_mask"] = self._pad(rows)
             labels = torch.full_like(batch["input_ids"], -100)
             for row, (prompt, end) in enumerate(zip(prompts, ends, strict=True)):
@@ -135,6 +134,11 @@ class Mu2Processor(ProcessorMixin):
         if volumes is not None:
             batch["pixel_values"] = self.stack(volumes)
         return batch
+
+    def read(self, texts: Sequence[str]) -> BatchFeature:
+        """`question_ids` and `question_mask` of texts as questions are read, of any length."""
+        ids, mask = self._pad(self._encode("text", texts))
+        return BatchFeature({"question_ids": ids, "question_mask": mask})
 
     def stack(self, volumes: Sequence[str | Path | Volume | np.ndarray | Tensor]) -> Tensor:
         """`pixel_values` (B, T, K, S, S) of volumes, as a call makes them."""
@@ -196,6 +200,11 @@ class Mu2Processor(ProcessorMixin):
         """As published: begin-of-text, placeholders, question."""
         begin = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         return [*begin, *[self.image_token_id] * self.num_query_tokens, *question]
+
+    def _check_length(self, kind: str, rows: list[list[int]]) -> None:
+        longest = max(map(len, rows))
+        if longest > self.max_length:
+            raise ValueError(f"a {kind} is {longest} tokens long, more than max_length {self.max_length}")
 
     def _pad(self, rows: list[list[int]], left: bool = False) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows))

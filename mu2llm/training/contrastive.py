@@ -132,10 +132,10 @@ class ReportDataset(Dataset):
 
 def collate_reports(processor: Mu2Processor) -> Callable[[list[tuple[Tensor, str]]], dict[str, Any]]:
     """Batches of `ReportDataset`, each study with the question for its report."""
-    question = processor(None, [REPORT_QUESTION])["question_ids"]
+    question = processor.read([REPORT_QUESTION])["question_ids"]
 
     def collate(rows: list[tuple[Tensor, str]]) -> dict[str, Any]:
-        reports = processor(None, [report for _, report in rows])  # read as questions are: ids and mask
+        reports = processor.read([report for _, report in rows])  # read as questions are: ids and mask
         return {
             "pixel_values": torch.stack([frames for frames, _ in rows]),
             "question_ids": question.expand(len(rows), -1),

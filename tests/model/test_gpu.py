@@ -1,4 +1,4 @@
-"""Where a GPU is at hand: the benchmark's table in bfloat16, as it is and under torch.compile."""
+"""A smoke test where a GPU is at hand, of no ratio: the benchmark in bfloat16, as it is and compiled."""
 
 import subprocess
 import sys

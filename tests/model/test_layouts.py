@@ -112,6 +112,23 @@ def test_every_decoder(tmp_path, published, kind, tied):
     assert_same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
 
 
+@pytest.mark.parametrize("choice", ["hard", "static"])
+def test_the_plain_choices_are_converted_too(tmp_path, published, choice):
+    tensors = dict(published)
+    if choice == "hard":
+        score = "model.u2tokenizer.svt_module.token_selection.score_net."
+        tensors |= {f"{score}weight": torch.randn(1, 64), f"{score}bias": torch.randn(1)}
+        config = golden_config() | {"enable_diffts": False}
+    else:
+        tensors = {name: tensor for name, tensor in tensors.items() if "gate_fc" not in name}
+        config = golden_config() | {"enable_dmtp": False}
+    convert(write(tmp_path / "source", tensors, config), tmp_path / "ours", image_token_id=319)
+    model = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert choice in (model.config.selection, model.config.pooling)
+    revert(tmp_path / "ours", tmp_path / "back")
+    assert_same(load_file(tmp_path / "back" / "model.safetensors"), tensors)
+
+
 def test_tied_embeddings_that_differ_are_refused(tmp_path, published):
     tensors = published | {"lm_head.weight": published["model.embed_tokens.weight"] + 1}
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
@@ -275,6 +292,64 @@ def test_what_is_not_whole_is_not_written_back(tmp_path):
     save_file(tensors, tmp_path / "ours" / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.mm_projector\.projector\.0\.bias is missing"):
         revert(tmp_path / "ours", tmp_path / "back")
+
+
+def test_a_name_that_is_not_the_models_is_not_written_back(tmp_path):
+    convert(GOLDEN, tmp_path / "ours", image_token_id=319)
+    tensors = load_file(tmp_path / "ours" / "model.safetensors") | {"extra.weight": torch.zeros(2)}
+    save_file(tensors, tmp_path / "ours" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"extra\.weight is not part of the model"):
+        revert(tmp_path / "ours", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_used_folder_and_an_idle_option_are_refused(tmp_path, capsys):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="used is not empty"):
+        convert(GOLDEN, tmp_path / "used", image_token_id=319)
+    assert len(list((tmp_path / "used").iterdir())) == 1
+    convert(GOLDEN, tmp_path / "ours", image_token_id=319)
+    command = ["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--reverse"]
+    assert main([*command, "--volume-token-id", "7"]) == 2
+    assert "--volume-token-id does not go with --reverse" in capsys.readouterr().err
+    assert not (tmp_path / "back").exists()
+
+
+def with_tokenizer(folder, published, change):
+    write(folder, published)
+    build_tiny(["The lungs are clear."], vocab_size=300)[1].tokenizer.save_pretrained(folder)
+    for file in folder.glob("*token*.json"):
+        file.write_text(change(file.read_text()))
+    return folder
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, published):
+    def no_end(text):
+        settings = json.loads(text)
+        settings.pop("eos_token", None)
+        return json.dumps(settings)
+
+    cases = [
+        (lambda text: text.replace("<im_patch>", "<spare>"), None, "has no <im_patch>: add it"),
+        (lambda text: text.replace("<im_patch>", "<spare>"), 319, "no placeholder <im_patch>"),
+        (no_end, None, "no end-of-text token"),
+        (lambda text: text, 319, "--volume-token-id 319: <im_patch> is token 3 "),
+        (lambda text: "{", 319, "its tokenizer cannot be read"),
+    ]
+    for number, (change, token, message) in enumerate(cases):
+        source = with_tokenizer(tmp_path / f"{number}", published, change)
+        with pytest.raises(ValueError, match=message) as refusal:
+            convert(source, tmp_path / "ours", image_token_id=token)
+        assert str(source) in str(refusal.value)
+        assert not (tmp_path / "ours").exists()
+
+
+def test_a_folder_named_as_a_tokenizer_file_is_passed_by(tmp_path, published):
+    source = write(tmp_path / "source", published)
+    (source / "tokenizer").mkdir()
+    convert(source, tmp_path / "ours", image_token_id=319)
+    assert not (tmp_path / "ours" / "tokenizer").exists()
 
 
 def test_a_checkpoint_is_not_overwritten(tmp_path, published):

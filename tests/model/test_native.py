@@ -1,6 +1,8 @@
 """The model with transformers' own tools: generation, checkpointing, LoRA, compile, device maps, ZeRO-3."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -68,6 +70,43 @@ def test_a_volume_is_read_once_in_every_mode(pair, frames, monkeypatch, settings
         assert torch.equal(tokens, new_tokens(model, apart, **settings))
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 16), (2, 8, 64), (2, 8, 32, 3), (8, 32)], ids=str)
+def test_visual_tokens_of_another_shape_are_refused(pair, frames, shape):
+    model, processor = pair
+    ids = processor(None, QUESTIONS)["input_ids"]
+    message = re.escape(f"visual_tokens is {shape}, not (batch, tokens, 32)")
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids, visual_tokens=torch.rand(shape))
+
+
+def test_the_prefill_computes_the_last_logits_alone(pair, frames, monkeypatch):
+    model, processor = pair
+    shapes = []
+    forward = model.forward
+
+    def watched(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        shapes.append(tuple(output.logits.shape))
+        return output
+
+    watched.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model, "forward", watched)
+    new_tokens(model, processor(frames, QUESTIONS), do_sample=False)
+    assert shapes[0] == (2, 1, model.config.text_config.vocab_size)
+
+
+def test_generation_goes_on_from_the_cache_of_a_volume(pair, frames):
+    model, processor = pair
+    batch = processor(frames[:1], QUESTIONS[:1])
+    whole = model.generate(**batch, max_new_tokens=8, do_sample=False)
+    first = model.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+    ids, cache = first.sequences, first.past_key_values
+    rest = model.generate(
+        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=4, do_sample=False
+    )
+    assert torch.equal(rest, whole)
+
+
 @torch.no_grad()
 def test_sampled_sequences_belong_to_their_own_volume(pair, frames):
     """With next to no temperature, every sampled sequence is its own study's greedy one."""
@@ -120,6 +159,28 @@ def test_a_decoder_from_a_checkpoint_keeps_its_weights(tmp_path):
     model.language_model.load_state_dict(decoder.state_dict())
     ids = torch.arange(4, 20)[None]
     assert torch.equal(model.eval()(input_ids=ids).logits, decoder.eval()(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_vocabulary_may_grow(tmp_path, tied):
+    base, _ = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
+    text = base.config.text_config.to_dict() | {"tie_word_embeddings": tied}
+    model = Mu2ForConditionalGeneration(
+        Mu2Config(**{**base.config.to_dict(), "text_config": text, "tie_word_embeddings": tied})
+    ).eval()
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        count = before.shape[-1]
+        model.resize_token_embeddings(count + 7, mean_resizing=False)
+        after = model(input_ids=ids).logits
+    assert after.shape[-1] == model.config.text_config.vocab_size == count + 7
+    assert model.language_model.config.vocab_size == count + 7
+    assert torch.equal(after[..., :count], before)
+    model.save_pretrained(tmp_path)
+    again = Mu2ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, after)
 
 
 def gradients(model, batch):
@@ -299,6 +360,26 @@ def test_an_explanation_follows_its_draft_and_its_own_volume(pair, frames):
     assert not torch.allclose(other[0], both[0], atol=1e-2)
     air = [np.zeros_like(frames[0])]
     assert (model.explain(**processor(air, QUESTIONS[:1], TEXTS[:1])) == 0).all()
+
+
+def test_a_prompt_has_a_longest_length_too(pair):
+    _, processor = pair
+    with pytest.raises(ValueError, match=r"a prompt is \d+ tokens long, more than max_length 512"):
+        processor(None, ["Cardiomegaly? " * 600])
+    assert processor.read(["Cardiomegaly? " * 600])["question_ids"].shape[1] > 512  # contrastive reports
+
+
+def test_what_cannot_be_explained_is_refused(pair, frames):
+    model, processor = pair
+    batch = processor(frames, QUESTIONS, TEXTS[:2])
+    labels = batch.pop("labels")
+    nothing = labels.clone()
+    nothing[1] = -100
+    for wrong, message in ((labels[:, :3], "they must be alike"), (nothing, "without any token to explain")):
+        with pytest.raises(ValueError, match=message):
+            model.explain(**batch, labels=wrong)
+    with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):
+        model.explain(**batch, labels=labels)
 
 
 ZERO3 = """

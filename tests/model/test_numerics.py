@@ -9,18 +9,19 @@ from torch import nn
 
 from benchmarks import literal
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration
-from mu2llm.model.aggregator import Aggregator
+from mu2llm.model.aggregator import Aggregator, AggregatorLayer
 from mu2llm.model.attention import Attention
 from mu2llm.model.convert import convert
-from mu2llm.model.refiner import Pooling, Refiner, RefinerLayer, Selection
+from mu2llm.model.refiner import Pooling, Refiner, RefinerLayer, Selection, SoftScores
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 
 
 def config(**settings):
     sizes = {"num_heads": 2, "num_selected_tokens": 8, "num_query_tokens": 4}
+    sizes |= {"num_refiner_layers": 2, "num_aggregator_layers": 2}
     text = {"model_type": "llama", "hidden_size": 16, "vocab_size": 32, "num_attention_heads": 2}
-    return Mu2Config(text_config=text, num_refiner_layers=2, num_aggregator_layers=2, **{**sizes, **settings})
+    return Mu2Config(text_config=text, **{**sizes, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,15 @@ def golden(tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [1, 3])
-def test_the_tokenizer_is_the_papers_equations(frames):
+@pytest.mark.parametrize("selection", ["soft", "hard"])
+@pytest.mark.parametrize("pooling", ["dynamic", "static"])
+def test_the_tokenizer_is_the_papers_equations(frames, selection, pooling):
     """With weights so large that attention is sharp: at their usual size all tokens become nearly one."""
-    torch.manual_seed(0)
-    refiner, aggregator = Refiner(config()).double(), Aggregator(config()).double()
+    torch.manual_seed(1)
+    settings = config(
+        selection=selection, pooling=pooling, num_selected_tokens=6
+    )  # no multiple of 4: gates differ
+    refiner, aggregator = Refiner(settings).double(), Aggregator(settings).double()
     for parameter in (*refiner.parameters(), *aggregator.parameters()):
         nn.init.normal_(parameter, std=0.5)
     shapes = ((2, frames, 7, 16), (2, 14, 16), (2, 5, 16))
@@ -52,6 +58,46 @@ def test_the_tokenizer_is_the_papers_equations(frames):
 def test_the_tower_is_the_vit_with_its_scores_materialised(golden):
     frames = torch.rand(2, 32, 64, 64)
     assert (golden.vision_tower(frames) - literal.tower(golden.vision_tower, frames)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num_refiner_layers": -1},
+        {"num_query_tokens": 0},
+        {"num_query_tokens": "8"},
+        {"max_distance": 0},
+        {"num_heads": 0},
+        {"vision_config": {"patch_size": (0, 16, 16)}},
+    ],
+    ids=str,
+)
+def test_a_size_that_is_none_is_refused(setting):
+    with pytest.raises(ValueError, match="is not a whole number from"):
+        config(**setting)
+
+
+def mean_selection(self, x):
+    return x.mean(1, keepdim=True).expand(-1, len(self.weight), -1)
+
+
+def equal_gates(self, x):
+    return torch.cat(literal.averages(x), dim=1) / 3
+
+
+def other_question(self, queries, refined, question, mask, forward=AggregatorLayer.forward):
+    return forward(self, queries, refined, torch.randn_like(question), mask)
+
+
+@pytest.mark.parametrize(
+    ("part", "broken"),
+    [(SoftScores, mean_selection), (Pooling, equal_gates), (AggregatorLayer, other_question)],
+)
+def test_a_broken_part_would_be_seen(monkeypatch, part, broken):
+    """The comparison above fails with any part replaced by one that ignores what it should read."""
+    monkeypatch.setattr(part, "forward", broken)
+    with pytest.raises(AssertionError):
+        test_the_tokenizer_is_the_papers_equations(3, "soft", "dynamic")
 
 
 # --- repairs --------------------------------------------------------------------------------------------
