@@ -291,7 +291,9 @@ def _ended(pid: int) -> bool:
 
 
 def _last_lines(log: Path) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
+    """The log's end without Triton's tables of settings, which would push the reason out."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join([line for line in lines if line and line[0] not in "|+"][-LOG_LINES:])
 
 
 def _read_state(state_dir: Path) -> Server | None:
