@@ -128,7 +128,7 @@ def test_a_stopped_run_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None
     running = subprocess.Popen(command(out, ports), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(running, lambda: any((out / "work").glob("sft-*/checkpoints/checkpoint-*/trainer_state.json")))
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=120)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 130 and err == "mu2: stopped\n"
     assert left_behind(out) == []
 
@@ -138,7 +138,7 @@ def test_a_stopped_run_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None
         running, lambda: any("going on from" in log.read_text() for log in out.glob("work/sft-*/sft.log"))
     )
     running.terminate()
-    printed, _ = running.communicate(timeout=120)
+    printed, _ = running.communicate(timeout=300)
     assert "vision                 done before, re-used" in printed
     assert running.returncode == 130 and left_behind(out) == []
 
