@@ -8,13 +8,19 @@ from typing import NamedTuple
 
 import yaml
 
+from .words import lemma, lexicon
+
 
 class Pattern(NamedTuple):
-    """What `regex` finds (its group `value`, where it has one) becomes `token`, unless `unless` is true."""
+    """What `regex` finds (its group `value`, where it has one) becomes `token`, unless `unless` is true.
+
+    length: how much of a value it is; the text goes on after that.
+    """
 
     token: str
     regex: re.Pattern[str]
     unless: Callable[[re.Match[str]], bool] | None = None
+    length: Callable[[str], int] = len
 
 
 @cache
@@ -22,6 +28,33 @@ def words(kind: str) -> frozenset[str]:
     """A list of not_names.yaml: `also_words` or `no_name`."""
     listed = yaml.safe_load((Path(__file__).parent / "not_names.yaml").read_text(encoding="utf-8"))
     return frozenset(listed[kind].split())
+
+
+@cache
+def clinical_words() -> frozenset[str]:
+    """Every word of the word lists."""
+    found: set[str] = set()
+    nodes = [lexicon().tree]
+    while nodes:
+        node = nodes.pop()
+        found.update(word for word in node if word)
+        nodes += [below for word, below in node.items() if word]
+    return frozenset(found)
+
+
+def is_word(name: str) -> bool:
+    """Whether a name is also a word that reports use, so that alone it may mean no person."""
+    word = name.lower()
+    return word in words("also_words") or word in words("no_name") or lemma(word) in clinical_words()
+
+
+def _name_length(name: str) -> int:
+    """How much of what looks like a name is one: it ends before a clinical word behind a comma or initial's
+    dot (unless that is a surname too: "J. Stone"), and before its own last dot, which may end a sentence."""
+    for match in re.finditer(r"([,.])[ \t]*(?P<word>[^\W\d_]{2,})", name):
+        if is_word(match["word"]) and (match[1] == "," or match["word"].lower() not in words("also_words")):
+            return match.start()
+    return len(name.rstrip("."))
 
 
 _UNIT_AHEAD = re.compile(
@@ -124,8 +157,9 @@ _LONG_NUMBER = r"(?<![\d.,A-Za-z])\d{7,}[Xx]?(?![\d.]\d|[A-Za-z\d])"
 
 _PARTICLE = r"(?:van|von|de|del|der|den|di|da|la|le|bin|al)"
 _UPPER = r"[^\W\d_a-zß-öø-ÿ\u4e00-\u9fff]"  # a letter that is no small Latin one and no Han
-_PART = rf"(?:{_UPPER}[^\W\d_\u4e00-\u9fff]*(?:['’-][^\W\d_\u4e00-\u9fff]+)*(?:\.(?=\s))?)"
-
+# Initials with their dots, or a word, with initials stuck to it: the dot behind a word ends a sentence.
+_INITIALS = rf"(?:{_UPPER}\.-?)"
+_PART = rf"(?:{_INITIALS}+(?=\s)|{_INITIALS}*{_UPPER}[^\W\d_\u4e00-\u9fff]*(?:['’-][^\W\d_\u4e00-\u9fff]+)*)"
 
 _DEGREE = r"(?:M\.?D\b\.?|MBBS\b|FRCR\b|FRCPC\b|Ph\.?D\b\.?|RN\b)"
 # No heading, no degree, and no article: "A" is an initial before a dot or another part.
@@ -134,7 +168,8 @@ _WORD = (
     rf"{_PART}"
 )
 _NEXT = rf"(?:,?[ \t]+(?:{_PARTICLE}[ \t]+){{0,2}}|,){_WORD}"
-_PERSON = rf"{_WORD}(?:{_NEXT}){{0,3}}"
+_FIRST = rf"(?:{_PARTICLE}[ \t]+){{0,2}}{_WORD}"
+_PERSON = rf"{_FIRST}(?:{_NEXT}){{0,3}}"
 _CUE_BY = (
     r"(?:electronically\s+)?(?:signed|dictated|reported|read|reviewed|verified|approved|transcribed|authenticated|"
     r"interpreted|finalized|finalised|prepared|requested|referred|performed)\s+by"
@@ -161,8 +196,8 @@ _NAMES = [
     rf"\b{_TITLE}(?:[ \t]+|(?<=\.))(?P<value>{_PERSON})",
     rf"(?i:\b(?:{_CUE_BY}|{_CUE_TO})\s*:?[ \t]*)(?:Dr\.?[ \t]+)?(?P<value>{_PERSON})",
     rf"(?i:\b{_CUE_ROLE}\s*[:：][ \t]*)(?P<value>{_PERSON})",
-    rf"(?i:\bpatient\s*[:：][ \t]*)(?P<value>{_WORD}(?:{_NEXT}){{1,3}})",
-    rf"\b(?P<value>{_WORD}(?:[ \t]+{_WORD}){{0,2}}),?[ \t]+{_DEGREE}",
+    rf"(?i:\bpatient\s*[:：][ \t]*)(?P<value>{_FIRST}(?:{_NEXT}){{1,3}})",
+    rf"\b(?P<value>{_FIRST}(?:[ \t]+{_FIRST}){{0,2}}),?[ \t]+{_DEGREE}",
     rf"{_HAN_ROLE}\s*[:：]\s*(?P<value>(?!男|女|无|未){_HAN}[·\u4e00-\u9fff]{{1,3}}"
     rf"(?:[、/ ,，]{_HAN}{{2,3}})*)(?!{_HAN})",
     rf"(?:患者|病人|审核|复核)\s*[:：]\s*(?P<value>{_HAN_NAME})(?!{_HAN})",
@@ -173,7 +208,7 @@ _NAMES = [
 _AGES = [r"(?<![\d.])(?P<value>9\d|1[01]\d)(?=[\s-]*(?:years?|yrs?|y)[\s/.-]*(?:old\b|o\b)|\s*岁)"]
 
 PATTERNS: tuple[Pattern, ...] = (
-    *(Pattern("[name]", re.compile(regex)) for regex in _NAMES),
+    *(Pattern("[name]", re.compile(regex), length=_name_length) for regex in _NAMES),
     *(Pattern("[date]", re.compile(regex), unless) for regex, unless in _DATES),
     *(Pattern("[phone]", re.compile(regex)) for regex in _PHONES),
     *(Pattern("[id]", re.compile(regex)) for regex in _IDS),

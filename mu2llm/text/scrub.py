@@ -9,10 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
 
-from .identifiers import PATTERNS, Pattern, words
-from .words import lemma, lexicon
+from .identifiers import PATTERNS, Pattern, clinical_words, is_word
+from .words import lemma
 
 NAME, DATE, PHONE, ID, PLACE = "[name]", "[date]", "[phone]", "[id]", "[place]"
 
@@ -48,19 +47,18 @@ def scrub(text: str, known: Known | None = None) -> tuple[str, Counter[str]]:
 
 
 def _replace(text: str, pattern: Pattern) -> tuple[str, int]:
-    count = 0
-
-    def put(match: re.Match[str]) -> str:
-        nonlocal count
+    kept: list[str] = []
+    at = begin = count = 0
+    while match := pattern.regex.search(text, at):
+        at = match.end()
         if pattern.unless is not None and pattern.unless(match):
-            return match.group()
-        count += 1
-        if "value" not in pattern.regex.groupindex:
-            return pattern.token
-        start, end = (at - match.start() for at in match.span("value"))
-        return match.group()[:start] + pattern.token + match.group()[end:]
-
-    return pattern.regex.sub(put, text), count
+            continue
+        value = "value" if "value" in pattern.regex.groupindex else 0
+        end = match.start(value) + pattern.length(match[value])
+        kept += [text[begin : match.start(value)], pattern.token]
+        begin, count = end, count + 1
+        at = end if end < match.end(value) else at
+    return "".join([*kept, text[begin:]]), count
 
 
 def _known_patterns(known: Known) -> list[Pattern]:
@@ -86,11 +84,11 @@ def _tells(value: str) -> bool:
         return False  # a vertebra
     if any(char.isdigit() for char in value):
         return len(value) >= 5 or (len(value) == 4 and not value.isdigit())
-    return len(value) >= 6 and not _is_word(value)
+    return len(value) >= 6 and not is_word(value)
 
 
 def _is_place(value: str) -> bool:
-    return len(value) >= 6 and not _is_word(value)
+    return len(value) >= 6 and not is_word(value)
 
 
 def _exact(value: str) -> re.Pattern[str]:
@@ -117,24 +115,6 @@ def _day(day: str) -> re.Pattern[str] | None:
     return re.compile(rf"(?<![\d./-])(?:{forms})(?![\d/]|\s*(?:mm|cm)\b)")
 
 
-@cache
-def _clinical_words() -> frozenset[str]:
-    """Every word of the word lists."""
-    found: set[str] = set()
-    nodes = [lexicon().tree]
-    while nodes:
-        node = nodes.pop()
-        found.update(word for word in node if word)
-        nodes += [below for word, below in node.items() if word]
-    return frozenset(found)
-
-
-def _is_word(name: str) -> bool:
-    """Whether a name is also a word that reports use, so that alone it may mean no person."""
-    word = name.lower()
-    return word in words("also_words") or word in words("no_name") or lemma(word) in _clinical_words()
-
-
 def _name_patterns(names: Iterable[str]) -> list[Pattern]:
     """Patterns for whole names in any order and, where they can mean nothing else, for single parts."""
     found: list[Pattern] = []
@@ -147,10 +127,10 @@ def _name_patterns(names: Iterable[str]) -> list[Pattern]:
                 continue
             parts = [part for part in re.split(r"[\s^,;]+", alternative) if len(part.strip(".")) > 1]
             parts = [part for part in parts if any(char.isalpha() for char in part)]
-            clinical = all(lemma(part.lower()) in _clinical_words() for part in parts)  # LIVER^PHANTOM
+            clinical = all(lemma(part.lower()) in clinical_words() for part in parts)  # LIVER^PHANTOM
             if len(parts) > 1 and not clinical:
                 found.append(Pattern(NAME, _run(parts), unless=_all_small_words))
-            alone |= {part for part in parts if len(part) > 2 and not _is_word(part)}
+            alone |= {part for part in parts if len(part) > 2 and not is_word(part)}
     if alone:
         either = "|".join(re.escape(part) for part in _longest(alone))
         found.append(Pattern(NAME, re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])", re.I)))
@@ -167,4 +147,4 @@ def _run(parts: list[str]) -> re.Pattern[str]:
 def _all_small_words(match: re.Match[str]) -> bool:
     """A row of words in small letters that reports use: "long young" is no patient Young^Long."""
     text = match.group()
-    return text == text.lower() and all(_is_word(word) for word in re.findall(r"[^\W\d_]+", text))
+    return text == text.lower() and all(is_word(word) for word in re.findall(r"[^\W\d_]+", text))

@@ -156,6 +156,45 @@ def test_planted_identifiers_leave_and_the_rest_stays(
     assert rest.count("[date]") == 1 and "[id]" in rest
 
 
+STARTS = """There No The This These Unchanged Compared Stable Small Multiple Bilateral Mild Moderate Severe
+Normal Recommend Follow-up Again Otherwise Interval New Status Both Degenerative Scattered Several Within
+Minimal Diffuse Evaluation Further He She It Please Correlation Evidence Post-operative Incidental"""
+
+
+def findings():
+    lexicon = Path(scrub.__code__.co_filename).parent.glob("entities.yaml")
+    listed = yaml.safe_load(next(lexicon).read_text(encoding="utf-8"))
+    terms = {*listed["entities"], *listed["heads"], *listed["sites"]}
+    return sorted(term for term in terms if term.isascii() and term[0].isalpha())
+
+
+@given(
+    name=st.sampled_from(["Meier", "Keller", "van der Berg", "O'Connor", "A. Patel", "J.R. Smith"]),
+    cue=st.sampled_from(["Seen by Dr. {}.", "Discussed with {}.", "Reported by Prof. Dr. {}.", "{}, MD."]),
+    next_one=st.sampled_from(findings() + STARTS.split()),
+    end=st.sampled_from([" is present.", ".", ", 12 mm.", ". Gallstones."]),
+)
+def test_the_sentence_after_a_name_stays(name, cue, next_one, end):
+    rest = f" {next_one[0].upper()}{next_one[1:]}{end}"
+    scrubbed, _ = scrub(cue.format(name) + rest)
+    assert scrubbed == cue.format("[name]") + rest
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Seen by Dr. Adams. Hepatomegaly. Gallstones.", "Seen by Dr. [name]. Hepatomegaly. Gallstones."),
+        ("Dr. Keller, Pneumonia suspected.", "Dr. [name], Pneumonia suspected."),
+        ("Told to Dr. K. Pneumonia suspected.", "Told to Dr. [name]. Pneumonia suspected."),
+        ("Cardiomegaly. Jane Doe, MD", "Cardiomegaly. [name], MD"),
+        ("Dr. J. Stone and Dr. Mary Long", "Dr. [name] and Dr. [name]"),
+        ("Surgeon: Smith, Heart: normal.", "Surgeon: [name], Heart: normal."),
+    ],
+)
+def test_a_name_ends_before_a_finding(text, expected):
+    assert scrub(text)[0] == expected
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_scrubbed_in_one_pass(text):
     once, _ = scrub(text, KNOWN)
