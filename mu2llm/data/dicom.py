@@ -23,7 +23,7 @@ from mu2llm.data.pool import each
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, below, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, below, given, read_csv, reject
 from mu2llm.volume.nifti import MAX_BYTES
 from mu2llm.volume.read import MAX_FILES
 
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def patient(self) -> str:
-        return self.row.get("patient_id", "")
+        return given(self.row.get("patient_id"))
 
 
 def read_dicom(
@@ -147,7 +147,7 @@ def _of_server(root: str, reports: str | Path | None) -> tuple[list[Entry], list
             continue
         rejects += [reject("", number, reason) for reason in reasons]
         for remote in taken:
-            own = Study(**{**vars(study), "study_id": row.get("study_id", "") if len(taken) == 1 else ""})
+            own = Study(**{**vars(study), "study_id": given(row.get("study_id")) if len(taken) == 1 else ""})
             own.meta = {"file": remote.series, "row": number}
             entries.append(Entry(own, row, number, partial(dicomweb.objects, remote)))
     return entries, privacy.without_values(rejects)
@@ -226,7 +226,7 @@ def _write_all(
             rejects.append(reject("", number, found))
             continue
         series = "".join(found.uids) if len(found.uids) == 1 else ""
-        study_id = pseudonyms.study(entry.row.get("study_id") or series or entry.study.meta["file"])
+        study_id = pseudonyms.study(given(entry.row.get("study_id")) or series or entry.study.meta["file"])
         if first.setdefault(study_id, number) != number:
             part.unlink()
             rejects.append(

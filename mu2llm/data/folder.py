@@ -6,7 +6,7 @@ from typing import get_args
 
 from mu2llm.data.records import Report, Split, Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, below, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, below, given, read_csv, reject
 
 REPORT_COLUMNS = ("volume", "report", "patient_id", "split", "findings", "impression", "region", "study_id")
 REGIONS = ("chest", "abdomen", "pelvis")
@@ -66,21 +66,24 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
 
 def study_of_row(row: Row, name: str, volume: str) -> Study:
     """One row as a Study; its split is "" where the row gives none. RowError when the row cannot be used."""
-    findings, impression = row.get("findings", ""), row.get("impression", "")
+    findings, impression = given(row.get("findings")), given(row.get("impression"))
     if not findings:
-        findings = row["report"]
+        findings = given(row["report"])
         impression = "" if impression in findings else impression
     if not (findings or impression):
         raise RowError("the report is empty")
-    region = row.get("region", "").lower()
+    region = given(row.get("region")).lower()
     if region and region not in REGIONS:
         raise RowError(f'region "{region}" is not one of {", ".join(REGIONS)}')
-    split = row.get("split", "").lower()
+    split = given(row.get("split")).lower()
     if split and split not in get_args(Split):
         raise RowError(f'split "{split}" is not one of {", ".join(get_args(Split))}')
+    study_id = given(row.get("study_id")) or name
+    if study_id.startswith(".") or set(study_id) & set("/\\\0"):  # it names files
+        raise RowError(f'study_id "{study_id}" begins with a dot or holds a slash; name the study without')
     return Study(
-        study_id=row.get("study_id") or name,
-        patient_id=row.get("patient_id") or name,
+        study_id=study_id,
+        patient_id=given(row.get("patient_id")) or name,
         dataset="folder",
         split=split,  # type: ignore[arg-type]  # filled by spread
         volume=volume,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import storage
+from mu2llm.data.folder import REPORT_COLUMNS
 from mu2llm.data.pseudonyms import Pseudonyms
 from mu2llm.data.records import Study
 from mu2llm.data.tables import Reject, Row, read_csv
@@ -56,7 +57,7 @@ def scrub_study(study: Study, known: Known) -> Counter[str]:
 def scrub_all(studies: list[Study], root: Path, out: Path) -> None:
     """Scrubs the reports of a dataset in place, by the rows of its reports.csv where it has one."""
     table = root / "reports.csv"
-    rows = read_csv(table, ("volume", "report")) if table.is_file() else []
+    rows = read_csv(table, ("volume", "report"), any_case=REPORT_COLUMNS) if table.is_file() else []
     counts: Counter[str] = Counter()
     for study in studies:
         row = rows[study.meta["row"] - 2] if rows else {}
@@ -65,9 +66,9 @@ def scrub_all(studies: list[Study], root: Path, out: Path) -> None:
 
 
 def without_values(rejects: list[Reject]) -> list[Reject]:
-    """The rejects by row alone: names of files and quoted values may name a patient."""
+    """The rejects by row alone: names of files and quoted values, quotes in them too, may name a patient."""
     return [
-        {"volume": "", "row": line["row"], "reason": re.sub(r'"[^"]*"', '"…"', line["reason"])}
+        {"volume": "", "row": line["row"], "reason": re.sub(r'".*"', '"…"', line["reason"], flags=re.S)}
         for line in rejects
     ]
 

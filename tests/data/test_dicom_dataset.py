@@ -163,6 +163,15 @@ def test_keys_and_options_that_are_wrong(tmp_path, monkeypatch, capsys, variable
     assert KEY not in err
 
 
+def test_no_part_of_a_cell_with_quotes_is_in_the_rejects(tmp_path, caplog):
+    series(tmp_path / "set" / "a", "1.2.1")
+    cell = '"x"" Zappelphilipp Erwin ""y\nZappelphilipp ""z"'
+    table(tmp_path / "set", "a,Clear.,,", f"a,Clear.,,{cell}")
+    ingest("dicom", tmp_path / "set", tmp_path / "out")
+    assert read(tmp_path / "out")[1] == [(3, 'split "…" is not one of train, val, test')]
+    assert "zappelphilipp" not in caplog.text.lower()
+
+
 def test_a_key_file_is_the_same_key_as_its_text(tmp_path, monkeypatch):
     series(tmp_path / "set" / "a", "1.2.1")
     table(tmp_path / "set", "a,Clear.,,")

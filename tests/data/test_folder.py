@@ -87,6 +87,26 @@ def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(tmp_path):
     assert found["d.nii.gz", 10] == "study_id already stands in row 2"
 
 
+@pytest.mark.parametrize("bad", ["../../../escaped", "/tmp/x", "a\\b", "..", ".hidden", "a\0b"])
+def test_a_study_id_that_would_name_a_file_elsewhere_is_rejected(tmp_path, bad):
+    root = folder(tmp_path, f"volume,report,study_id\na.nii.gz,Clear.,{bad}\nb.nii.gz,Clear.,fine.1\n")
+    studies, (reject,) = read_folder(root)
+    assert [study.study_id for study in studies] == ["fine.1"]
+    assert reject["row"] == 2 and "begins with a dot or holds a slash" in reject["reason"]
+
+
+def test_words_for_nothing_are_no_texts_and_no_ids(tmp_path):
+    root = folder(
+        tmp_path,
+        "volume,report,findings,impression,patient_id,study_id,split,region\n"
+        "a.nii.gz,Clear lungs.,nan,Not given.,nan,NaN,nan,nan\nb.nii.gz,Not given.,nan,,,,,\n",
+    )
+    ((study,), (reject,)) = read_folder(root)
+    assert (study.study_id, study.patient_id) == ("a", "a")
+    assert (study.report.text, study.report.regions) == ("Clear lungs.", {})
+    assert (reject["row"], reject["reason"]) == (3, "the report is empty")
+
+
 def test_a_link_out_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "elsewhere.nii.gz").touch()
     root = folder(tmp_path / "set", "volume,report\nlink.nii.gz,Clear.\n")

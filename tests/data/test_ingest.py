@@ -320,3 +320,12 @@ def test_volumes_that_were_written_are_named_by_whole_paths_and_file_uris_are_re
     ingest("folder", f"file://{tmp_path}/set", "out", allow_gaps=True)
     (study,) = read_jsonl(tmp_path / "out" / "studies.jsonl", Study)
     assert study.volume == str(tmp_path / "out" / "volumes" / "a.nii.gz")
+
+
+def test_a_folder_whose_columns_have_capitals_is_scrubbed_too(tmp_path):
+    dataset(tmp_path / "set", 1)
+    rows = "Volume,Report,Patient_ID\nct0.nii.gz,Seen by Dr. Meier. Patient AB-77123: clear lungs.,AB-77123\n"
+    (tmp_path / "set" / "reports.csv").write_text(rows, encoding="utf-8")
+    ingest("folder", tmp_path / "set", tmp_path / "out")
+    (study,) = read_jsonl(tmp_path / "out" / "studies.jsonl", Study)
+    assert study.report.text == "Seen by Dr. [name]. Patient [id]: clear lungs."
