@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .identifiers import PATTERNS, Pattern, clinical_words, is_word
+from .spellings import plain, spelled_out, spellings
 from .words import lemma
 
 NAME, DATE, PHONE, ID, PLACE = "[name]", "[date]", "[phone]", "[id]", "[place]"
@@ -125,23 +126,37 @@ def _name_patterns(names: Iterable[str]) -> list[Pattern]:
             if re.fullmatch(r"[\u4e00-\u9fff]{2,6}", whole):
                 found.append(Pattern(NAME, re.compile(re.escape(whole))))
                 continue
-            parts = [part for part in re.split(r"[\s^,;]+", alternative) if len(part.strip(".")) > 1]
-            parts = [part for part in parts if any(char.isalpha() for char in part)]
+            components = [re.split(r"[\s_.-]+", part) for part in re.split(r"[\^,;]+", alternative)]
+            parts = [word for words in components for word in words if _is_part(word)]
             clinical = all(lemma(part.lower()) in clinical_words() for part in parts)  # LIVER^PHANTOM
+            joined = {"".join(words) for words in components if len(words) > 1}  # Minho of MIN HO
+            joined = {word for word in joined if len(word) > 3 and _is_part(word) and not _is_a_word(word)}
             if len(parts) > 1 and not clinical:
-                found.append(Pattern(NAME, _run(parts), unless=_all_small_words))
-            alone |= {part for part in parts if len(part) > 2 and not is_word(part)}
+                found.append(Pattern(NAME, _run([*joined, *parts]), unless=_all_small_words))
+                alone |= joined
+            alone |= {part for part in parts if len(part) > 2 and not _is_a_word(part)}
     if alone:
-        either = "|".join(re.escape(part) for part in _longest(alone))
-        found.append(Pattern(NAME, re.compile(rf"(?<![^\W_])(?:{either})(?![^\W_])", re.I)))
+        found.append(Pattern(NAME, re.compile(rf"(?<![^\W_]){_either(alone)}(?![^\W_])", re.I)))
     return found
+
+
+def _is_part(word: str) -> bool:
+    return len(word) > 1 and any(char.isalpha() for char in word)
+
+
+def _is_a_word(name: str) -> bool:
+    """Whether a name is a word of reports in one of its spellings, as Maß is in "mass"."""
+    return any(is_word(form) for form in (name, plain(name), spelled_out(name)))
+
+
+def _either(words: Iterable[str]) -> str:
+    return f"(?:{'|'.join(spellings(word) for word in _longest(words))})"
 
 
 def _run(parts: list[str]) -> re.Pattern[str]:
     """Two or more parts of one name in a row, initials among them: "DOE, John Q.", "John Doe"."""
-    either = "|".join(re.escape(part) for part in _longest(parts))
-    between = r"(?:[,^]?\s+|[,^-])(?:[A-Z]\.?\s+)*"
-    return re.compile(rf"(?<![^\W_])(?:{either})(?:{between}(?:{either}))+(?![^\W_])", re.I)
+    between = r"(?:[,^]?\s+|[,^_.-])(?:[A-Z]\.?\s+)*"
+    return re.compile(rf"(?<![^\W_]){_either(parts)}(?:{between}{_either(parts)})+(?![^\W_])", re.I)
 
 
 def _all_small_words(match: re.Match[str]) -> bool:
