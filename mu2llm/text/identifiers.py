@@ -88,7 +88,7 @@ def _short_date(match: re.Match[str]) -> bool:
     return not padded and not _DATE_CUE.search(match.string[: match.start()][-30:])
 
 
-def _before_unit(match: re.Match[str]) -> bool:
+def before_unit(match: re.Match[str]) -> bool:
     return bool(_UNIT_AHEAD.match(match.string, match.end()))
 
 
@@ -106,7 +106,7 @@ _DATES = [
     (r"(?<![\d./-])(?P<a>\d{1,2})(?P<mark>[-/.])(?P<b>\d{1,2})(?P=mark)\d\d(?![\d/]|[.-]\d)", _short_date),
     (
         rf"(?i:\b{_DAY}{_ORDINAL}?[\s.-]+(?:of\s+)?{_ANY_MONTH}\b\.?[\s,.-]+(?:{_YEAR}|'?\d\d\b))",
-        _before_unit,
+        before_unit,
     ),
     (rf"(?i:\b{_DAY}[\s.-]?{_ANY_MONTH}[\s.-]?{_YEAR})\b", None),
     (rf"(?<![\d./-]){_MON}/{_YEAR}(?![\d/])", _clinical_number),
@@ -114,7 +114,7 @@ _DATES = [
     (rf"(?i:\b{_ANY_MONTH}\b\.?[\s-]*{_DAY}{_ORDINAL}?\s*[,-]?\s*{_YEAR}\b)", None),
     (rf"(?i:\b{_ANY_MONTH}\b\.?,?[\s/-]*(?:of\s+)?{_YEAR}\b)", None),
     (rf"\b{_DAY}{_ORDINAL}?[\s-]+(?:of\s+)?{_MONTH}\b", None),
-    (rf"\b{_MONTH}\b\.?\s+{_DAY}{_ORDINAL}?\b(?!\.\d)", _before_unit),
+    (rf"\b{_MONTH}\b\.?\s+{_DAY}{_ORDINAL}?\b(?!\.\d)", before_unit),
     (rf"\b(?:{_DAY}{_ORDINAL}(?:\s+of)?\s+May|May\s+{_DAY}{_ORDINAL})\b", None),
     (rf"\b(?:in|from|since|until|last|dated)\s+(?P<value>{_LONG_MONTH})\b", None),
     (r"\b(?:in|since|last)\s+(?P<value>May)\b", None),
@@ -131,6 +131,8 @@ _DATES = [
 _PHONE_CUE = r"tel(?:ephone)?|phone|mobile|cell|fax|pager|bleep|beeper|ext(?:ension)?"
 _PHONES = [
     rf"(?i:\b(?:{_PHONE_CUE})\b\.?\s*(?:no\.?|number)?\s*[:#]?\s*)(?P<value>\+?\(?\d(?:[\s().-]*\d){{3,14}})(?!\d)",
+    r"(?i:\b(?:call|contact|dial|ring|reach(?:ed|able)?\s+(?:at|under|on))\b\s*:?\s*)"
+    r"(?P<value>\+?\(?\d{3,}\)?[\s.-]?\d{4}|\+?\(?\d{2,}(?:[\s().-]*\d){6,13})(?!\d|\s*(?:mm|cm|HU)\b)",
     r"(?:电话|手机|联系方式|联系电话|传真)(?:号码?)?\s*[:：]?\s*(?P<value>\+?\(?\d(?:[\s().-]*\d){4,14})(?!\d)",
     r"(?<![\d.+])\+\d{1,3}(?:[\s().-]*\d){7,12}(?!\d)",
     r"(?<![\d.-])\(?\d{3}\)?[\s.-]\s?\d{3}[\s.-]\d{4}(?![\d-]|\s*(?:mm|cm|HU)\b)",
@@ -212,6 +214,6 @@ PATTERNS: tuple[Pattern, ...] = (
     *(Pattern("[date]", re.compile(regex), unless) for regex, unless in _DATES),
     *(Pattern("[phone]", re.compile(regex)) for regex in _PHONES),
     *(Pattern("[id]", re.compile(regex)) for regex in _IDS),
-    Pattern("[id]", re.compile(_LONG_NUMBER), _before_unit),
+    Pattern("[id]", re.compile(_LONG_NUMBER), before_unit),
     *(Pattern("[age]", re.compile(regex)) for regex in _AGES),
 )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .identifiers import PATTERNS, Pattern, clinical_words, is_word
+from .identifiers import PATTERNS, Pattern, before_unit, clinical_words, is_word
 from .spellings import plain, spelled_out, spellings
 from .words import lemma
 
@@ -64,10 +64,17 @@ def _replace(text: str, pattern: Pattern) -> tuple[str, int]:
 
 def _known_patterns(known: Known) -> list[Pattern]:
     """Exact patterns, the longest first, so that no part of a longer one is left."""
-    found = [Pattern(PLACE, _phrase(place)) for place in _longest(known.places) if _is_place(place)]
+    places = [place for place in _longest(known.places) if _is_place(place)]
+    found = [Pattern(PLACE, _phrase(place)) for place in places]
+    found += [Pattern(PLACE, regex, _no_address) for place in places if (regex := _address(place))]
     found += [Pattern(PHONE, _digits(phone)) for phone in _longest(known.phones) if _count(phone) >= 5]
-    found += [Pattern(ID, _exact(value)) for value in _longest(known.ids) if _tells(value)]
-    found += [Pattern(DATE, regex) for day in sorted(known.dates) if (regex := _day(day))]
+    found += [Pattern(PHONE, _digits(phone, 7)) for phone in _longest(known.phones) if _count(phone) >= 10]
+    ids = _longest(known.ids)
+    found += [Pattern(ID, _exact(value), before_unit) for value in ids if _tells(value)]
+    found += [
+        Pattern(ID, _cued(value), before_unit) for value in ids if _count(value) and not _is_level(value)
+    ]
+    found += [Pattern(DATE, regex, before_unit) for day in sorted(known.dates) if (regex := _day(day))]
     return found + _name_patterns(known.names)
 
 
@@ -81,11 +88,15 @@ def _count(text: str) -> int:
 
 def _tells(value: str) -> bool:
     """Whether an id is long and odd enough that finding it in a text is no accident."""
-    if re.fullmatch(r"[CTLSD]\d{1,2}(?:[/-][CTLS]?\d{1,2})?", value, re.I):
-        return False  # a vertebra
+    if _is_level(value):
+        return False
     if any(char.isdigit() for char in value):
         return len(value) >= 5 or (len(value) == 4 and not value.isdigit())
     return len(value) >= 6 and not is_word(value)
+
+
+def _is_level(value: str) -> bool:
+    return bool(re.fullmatch(r"[CTLSD]\d{1,2}(?:[/-][CTLS]?\d{1,2})?", value, re.I))
 
 
 def _is_place(value: str) -> bool:
@@ -93,7 +104,16 @@ def _is_place(value: str) -> bool:
 
 
 def _exact(value: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", re.I)
+    return re.compile(rf"(?<![A-Za-z0-9])(?<!\d[.,]){re.escape(value)}(?![A-Za-z0-9]|[.,]\d)", re.I)
+
+
+def _cued(value: str) -> re.Pattern[str]:
+    """An id that may as well be a number: only behind a word for ids, and before no unit or count."""
+    cue = r"(?:patient|pat\.|pt\.?|id|mrn|accession" + (r"|case|no\.|nr\.|number)" if len(value) > 2 else ")")
+    mark = r"(?:\s*[:#.]\s*|\s+)"
+    counted = r"[\s-]*(?:years?|yrs?|y/?o|months?|weeks?|days?|times|and|or|to|of)\b"
+    after = rf"(?![A-Za-z0-9]|[.,/]\d|\s*[-–]\s*\d|{counted})"
+    return re.compile(rf"\b(?:{cue}{mark})+(?P<value>0*{re.escape(value)}){after}", re.I)
 
 
 def _phrase(value: str) -> re.Pattern[str]:
@@ -101,19 +121,43 @@ def _phrase(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![A-Za-z0-9]){words}(?![A-Za-z0-9])", re.I)
 
 
-def _digits(phone: str) -> re.Pattern[str]:
-    body = r"[\s().-]*".join(char for char in phone if char.isdigit())
+_TOWN = r"[\s,;^]+"
+
+
+def _address(place: str) -> re.Pattern[str] | None:
+    """Parts of an address in any order: its words where it has numbers, otherwise what commas part."""
+    parts = re.split(_TOWN if _count(place) else r"\s*[,;^]\s*", place.strip(" ,;^"))
+    either = f"(?:{'|'.join(re.escape(part) for part in _longest(parts) if part)})"
+    row = rf"(?<![A-Za-z0-9]){either}(?:{_TOWN}{either})+(?![A-Za-z0-9])"
+    return re.compile(row, re.I) if len(parts) > 1 else None
+
+
+def _no_address(match: re.Match[str]) -> bool:
+    """Whether a row of an address's words is all of words that reports use: "12 long" of Long Street 12."""
+    found = re.findall(r"[^\W\d_]{4,}", match.group())
+    return before_unit(match) or not re.search(r"[\d,;]", match.group()) or all(map(is_word, found))
+
+
+def _digits(phone: str, last: int = 0) -> re.Pattern[str]:
+    """A telephone number, or its `last` digits, which is how it is given within a town."""
+    body = r"[\s().-]*".join([char for char in phone if char.isdigit()][-last:])
     return re.compile(rf"\+?\(?(?<!\d){body}(?!\d)")
 
 
 def _day(day: str) -> re.Pattern[str] | None:
-    """The short forms of one known date, that no pattern dares to take without a cue: 5/3/24, 5.3.24."""
+    """The forms of one known date that no pattern dares to take without a cue: 5/3/24, 050324, 05 03 2024."""
     if not re.fullmatch(r"\d{8}", day):
         return None
     year, month, date = day[2:4], str(int(day[4:6])), str(int(day[6:8]))
     pairs = {(date, month), (month, date)}
     forms = "|".join(rf"0?{a}[-/.]0?{b}[-/.]{year}" for a, b in sorted(pairs))
-    return re.compile(rf"(?<![\d./-])(?:{forms})(?![\d/]|\s*(?:mm|cm)\b)")
+    whole = day[:4]
+    two = [(day[6:8], day[4:6]), (day[4:6], day[6:8])]
+    forms += "".join(
+        rf"|{a}{b}{whole}|{a}{b}{year}|0?{int(a)} 0?{int(b)} {whole}|{a} {b} {year}" for a, b in two
+    )
+    forms += rf"|{year}{day[4:]}|{whole} {day[4:6]} {day[6:]}"
+    return re.compile(rf"(?<![\d./-])(?:{forms})(?![\d/]|[.,-]\d)")
 
 
 def _name_patterns(names: Iterable[str]) -> list[Pattern]:

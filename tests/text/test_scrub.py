@@ -123,6 +123,41 @@ def test_a_known_name_leaves_in_its_common_forms(name, forms):
         assert scrubbed in ("As [name] said.", "As [name], A. said."), form
 
 
+SHORT = Known(
+    names={"Smith^Jo"}, ids={"4711", "123", "60", "12", "7", "98765"}, dates={"19510407"},
+    phones={"(212) 555-0199"},
+    places={"Rosenweg 12^Musterstadt^12345", "Long Street 5", "Elm Road, Springfield"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Patient 4711 was seen.", "Patient [id] was seen."),
+        ("ID 123, patient no. 123, MRN: 0123.", "ID [id], patient no. [id], MRN: [id]."),
+        ("Born 070451, 07 04 1951, 7 4 1951, 07041951, 510407.", "Born " + ", ".join(["[date]"] * 5) + "."),
+        ("Call 555-0123 or 555-0199.", "Call [phone] or [phone]."),
+        ("Lives in 12345 Musterstadt, Rosenweg 12.", "Lives in [place]."),
+        ("Of Springfield, Elm Road.", "Of [place]."),
+        ("Patient 98765 and 98765.", "Patient [id] and [id]."),
+    ],
+)
+def test_short_numbers_and_other_orders_of_what_is_known(text, expected):
+    assert scrub(text, SHORT)[0] == expected
+
+
+def test_measurements_that_hold_a_patients_numbers_stay():
+    for sentence in (
+        "No 12 mm nodule; patient 60 years old, 12 x 7 mm, 123 HU, 60%.",
+        "Series 4711, image 123. Lesion 7 of 12; nodules no. 7-12, no. 7 is small.",
+        "A 5 long segment, 12 cm. ID 12.5. Volume 98765 mm, 3.98765 and 98765.4.",
+        "Call of 7 mm, 070451 mm, 510407.5. Patient 7-12 days after surgery.",
+        "The patient: 12 mm stone. Long street sign of 5 mm.",
+        *CLINICAL.splitlines(),
+    ):
+        assert scrub(sentence, SHORT)[0] == sentence
+
+
 def test_a_name_that_is_a_word_in_another_spelling_changes_nothing():
     known = Known(names={"Maß^Ida", "Tümör^X", "LIVER_LESION", "Chest.CT", "Li^On"})
     for sentence in ("A mass of 3 cm.", "Mass. Tumor of the liver.", "Liver lesion, chest CT.", "A mäss."):
