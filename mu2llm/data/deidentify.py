@@ -20,6 +20,7 @@ from typing import Any
 from mu2llm.data.pseudonyms import Pseudonyms
 from mu2llm.data.tables import RowError
 from mu2llm.text.scrub import Known
+from mu2llm.volume.encoded import check_pixels
 
 TABLE = "dicomfields_2026c"
 METHOD = "PS3.15 2026c Basic Profile and a list of what may stay"
@@ -270,6 +271,13 @@ def _clean(source: Any, pseudonyms: Pseudonyms, patient_id: str, number: int) ->
 
 def _set_pixels(source: Any, clean: Any, number: int) -> None:
     """The decoded values alone: what else a compressed stream carries, comments among them, stays behind."""
+    try:
+        check_pixels(source)
+    except Exception as error:  # quotes header values where these are no numbers
+        raise RowError(
+            f"the pixels of object {number} are not of the size that its header says, or of none a slice "
+            f"has ({type(error).__name__}); copy it again"
+        ) from None
     try:
         stored = source.pixel_array
     except Exception as error:  # each decoder has errors of its own

@@ -24,6 +24,7 @@ from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
 from mu2llm.data.splits import spread
 from mu2llm.data.tables import Reject, Row, RowError, below, given, read_csv, reject
+from mu2llm.volume.encoded import check_inflated
 from mu2llm.volume.nifti import MAX_BYTES
 from mu2llm.volume.read import MAX_FILES
 
@@ -203,6 +204,7 @@ def _object(stream: Any, number: int) -> Any:
     from pydicom.errors import InvalidDicomError
 
     try:
+        check_inflated(stream)
         return pydicom.dcmread(stream)
     except InvalidDicomError:
         return None

@@ -14,7 +14,7 @@ from mu2llm.data import privacy
 from mu2llm.data.deidentify import deidentify_series
 from mu2llm.data.pseudonyms import Pseudonyms
 from mu2llm.data.tables import RowError
-from tests.dicom_series import write_series
+from tests.dicom_series import jpeg2000, write_series
 
 NAMES = Pseudonyms(b"0123456789abcdef" * 4)
 
@@ -84,6 +84,18 @@ def test_what_is_refused(tmp_path, values, cause):
         objects = source(tmp_path / "ct", **values)
         with pytest.raises(RowError, match=cause):
             deidentify_series(objects, tmp_path / "out.zip", NAMES)
+
+
+def test_a_stream_larger_than_its_header_says_is_not_unpacked(tmp_path):
+    for rows, cause in ((8, "are not of the size"), (5000, "are not of the size")):
+        objects = source(tmp_path / str(rows))
+        for ds in objects:
+            jpeg2000(ds)
+            ds.Rows = rows
+        with pytest.raises(RowError, match=cause):
+            deidentify_series(objects, tmp_path / "out.zip", NAMES)
+    objects = [jpeg2000(ds) for ds in source(tmp_path / "sound")]
+    assert deidentify_series(objects, tmp_path / "out.zip", NAMES).slices == 4
 
 
 def test_head_scans_are_counted(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mu2llm.cli import main
 from mu2llm.data.ingest import ingest
@@ -180,6 +181,19 @@ def test_a_key_file_is_the_same_key_as_its_text(tmp_path, monkeypatch):
     (tmp_path / "key").write_text(KEY + "\n")
     ingest("dicom", tmp_path / "set", tmp_path / "two", key_file=tmp_path / "key")
     assert read(tmp_path / "one")[0][2].study_id == read(tmp_path / "two")[0][2].study_id
+
+
+def test_a_deflated_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    def inflate(i, ds):
+        ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        return ds
+
+    series(tmp_path / "set" / "fine", "1.2.1")
+    write_series(tmp_path / "set" / "bomb", inflate)
+    monkeypatch.setattr("mu2llm.volume.encoded.MAX_INFLATED", 100)
+    table(tmp_path / "set", "fine,Clear.,,", "bomb,Clear.,,")
+    ingest("dicom", tmp_path / "set", tmp_path / "out", workers=1)
+    assert read(tmp_path / "out")[1] == [(3, "file 1 is damaged (ValueError); copy it again")]
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path):
