@@ -26,12 +26,16 @@ TABLE = "dicomfields_2026c"
 METHOD = "PS3.15 2026c Basic Profile and a list of what may stay"
 
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-_NUMBERS = (
-    "InstanceNumber", "SliceThickness", "SpacingBetweenSlices", "KVP", "GantryDetectorTilt", "PixelSpacing",
-    "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "WindowCenter",
-    "WindowWidth", "Rows", "Columns", "SamplesPerPixel", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelPaddingValue",
-)  # fmt: skip
+# Numbers that may stay, and between which: outside these they are no CT's, and may be anybody's number.
+_NUMBERS = {
+    "InstanceNumber": (-1, 99_999), "SliceThickness": (0, 200), "SpacingBetweenSlices": (-200, 200),
+    "KVP": (0, 500), "GantryDetectorTilt": (-90, 90), "PixelSpacing": (0, 20),
+    "ImagePositionPatient": (-20_000, 20_000), "ImageOrientationPatient": (-1.01, 1.01),
+    "RescaleSlope": (-1000, 1000), "RescaleIntercept": (-70_000, 70_000), "WindowCenter": (-70_000, 70_000),
+    "WindowWidth": (0, 140_000), "Rows": (1, 65_535), "Columns": (1, 65_535), "SamplesPerPixel": (1, 4),
+    "BitsStored": (1, 32), "HighBit": (0, 31), "PixelRepresentation": (0, 1),
+    "PixelPaddingValue": (-32_768, 65_535),
+}  # fmt: skip
 # What a CT image must have, if only empty (type 2).
 _EMPTY = (
     "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
@@ -63,7 +67,9 @@ _FACES = {
     "WHOLEBODY",
 }
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_STANDARD = "1.2.840.10008."
+_CT_CLASSES = {
+    f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")
+}  # CT, Enhanced, Legacy Converted
 
 _ID_KEYWORDS = {
     "PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "RequestedProcedureID",
@@ -82,6 +88,7 @@ class Series:
 
     patient_id: str = ""
     given: bool = False  # the patient's id came from the table, not from the headers
+    header_id: str = ""  # the PatientID of the headers, be it used or not
     uids: set[str] = field(default_factory=set)
     slices: int = 0
     face: bool = False
@@ -176,12 +183,12 @@ def _refuse(source: Any, number: int) -> None:
 
 def _take_note(source: Any, found: Series, otherwise: str) -> None:
     """Adds what identifies the patient to what is known, for the report's text."""
-    patients = _texts(source, "PatientID")
+    header_id = "".join(_texts(source, "PatientID")[:1])
+    if found.slices and header_id != found.header_id:
+        raise RowError("its slices are of several patients; give one series at a time")
+    found.header_id = header_id
     if not found.given:
-        patient = patients[0] if patients else otherwise
-        if found.slices and patient != found.patient_id:
-            raise RowError("its slices are of several patients; give one series at a time")
-        found.patient_id = patient
+        found.patient_id = header_id or otherwise
     found.uids |= {*_texts(source, "SeriesInstanceUID")}
     parts = {re.sub(r"[^A-Z]", "", text.upper()) for text in _texts(source, "BodyPartExamined")}
     found.face |= bool(parts & _FACES) or "YES" in _texts(source, "RecognizableVisualFeatures")
@@ -230,9 +237,9 @@ def _clean(source: Any, pseudonyms: Pseudonyms, patient_id: str, number: int) ->
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
     clean = Dataset()
-    for keyword in _NUMBERS:
+    for keyword, (low, high) in _NUMBERS.items():
         numbers = _texts(source, keyword)
-        if numbers and all(_is_number(text) for text in numbers):
+        if numbers and all(_is_number(text) and low <= float(text) <= high for text in numbers):
             setattr(clean, keyword, _value(source, keyword))
     for keyword, allowed in _WORDS.items():
         words = [word.upper() for word in _texts(source, keyword)]
@@ -241,7 +248,7 @@ def _clean(source: Any, pseudonyms: Pseudonyms, patient_id: str, number: int) ->
     for keyword in _UIDS:
         setattr(clean, keyword, "".join(_texts(source, keyword)[:1]))
     uid = "".join(_texts(source, "SOPClassUID")[:1])
-    clean.SOPClassUID = uid if re.fullmatch(re.escape(_STANDARD) + r"[\d.]{1,40}", uid) else CTImageStorage
+    clean.SOPClassUID = uid if uid in _CT_CLASSES else CTImageStorage
 
     def keyed(dataset: Any, tag: Any) -> None:
         element = dataset.get(tag)

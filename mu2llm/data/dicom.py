@@ -5,6 +5,7 @@ headers and its row name, and ids become pseudonyms. Rejects name rows, never fi
 """
 
 import contextlib
+import re
 import tempfile
 import time
 import zipfile
@@ -220,6 +221,8 @@ def _write_all(
     volumes.mkdir(parents=True, exist_ok=True)
     studies: list[Study] = []
     first: dict[str, int] = {}
+    owners: dict[str, tuple[str, int]] = {}  # by the headers' PatientID
+    twice: tuple[int, int] | None = None
     total: dict[str, Counter[str]] = {"removed": Counter(), "left_out": Counter(), "text": Counter()}
     slices = faces = 0
     for entry, part, found in _written(entries, volumes, pseudonyms, workers):
@@ -235,6 +238,9 @@ def _write_all(
                 reject("", number, f"the same study or series as row {first[study_id]}; list it once")
             )
             continue
+        if re.search("[1-9]", found.header_id):  # ANONYMOUS and 000 are nobody's
+            owner, row = owners.setdefault(found.header_id, (found.patient_id, number))
+            twice = twice or ((row, number) if owner != found.patient_id else None)
         study = entry.study
         found.known.add(privacy.known_of(entry.row))
         found.known.ids |= {found.patient_id, study.study_id, entry.study.meta["file"]}
@@ -247,6 +253,11 @@ def _write_all(
         study.meta = {"file": f"{study_id}.zip", "row": number}
         studies.append(study)
     _check_splits(studies)
+    if twice:
+        raise ValueError(
+            f"the headers of rows {twice[0]} and {twice[1]} give one PatientID, the table two patients; "
+            "give both the same patient_id"
+        )
     privacy.write_report(
         out,
         {

@@ -98,6 +98,15 @@ def test_a_stream_larger_than_its_header_says_is_not_unpacked(tmp_path):
     assert deidentify_series(objects, tmp_path / "out.zip", NAMES).slices == 4
 
 
+def test_numbers_and_classes_that_no_ct_has_do_not_pass(tmp_path):
+    odd = {"KVP": "5558675309", "InstanceNumber": 88112299, "GantryDetectorTilt": "19470313"}
+    objects = source(tmp_path / "ct", SOPClassUID="1.2.840.10008.5558675309", **odd)
+    deidentify_series(objects, tmp_path / "out.zip", NAMES)
+    for ds in written(tmp_path / "out.zip"):
+        assert ds.SOPClassUID == "1.2.840.10008.5.1.4.1.1.2"
+        assert not any(ds.get(keyword) for keyword in odd)
+
+
 def test_head_scans_are_counted(tmp_path):
     for part, face in (("HEAD", True), ("Head & Neck", True), ("CHEST", False), (None, False)):
         objects = source(tmp_path / str(part), BodyPartExamined=part)

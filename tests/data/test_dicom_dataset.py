@@ -135,6 +135,27 @@ def test_a_series_of_several_patients_is_refused(tmp_path):
         ingest("dicom", tmp_path / "set", tmp_path / "out")
 
 
+def test_a_tables_ids_that_split_a_headers_patient_are_told_by_rows(tmp_path):
+    root = tmp_path / "set"
+    series(root / "a", "1.2.1", "MRN-1")
+    series(root / "b", "1.2.2", "MRN-1")
+    table(root, "a,Clear.,X,train", "b,Clear.,Y,test")
+    with pytest.raises(ValueError, match=r"headers of rows 2 and 3 give one PatientID") as caught:
+        ingest("dicom", root, tmp_path / "out")
+    assert "MRN-1" not in str(caught.value)
+    for name, uid in (("a", "1.2.1"), ("b", "1.2.2")):
+        series(root / name, uid, "ANONYMOUS")
+    ingest("dicom", root, tmp_path / "out")
+    assert len({study.patient_id for study in read(tmp_path / "out")[0].values()}) == 2
+
+
+def test_slices_of_several_patients_are_refused_when_the_table_names_one_too(tmp_path):
+    series(tmp_path / "set" / "a", "1.2.1", lambda i: f"P{i // 4}")
+    table(tmp_path / "set", "a,Clear.,X,")
+    with pytest.raises(ValueError, match="its slices are of several patients"):
+        ingest("dicom", tmp_path / "set", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("variables", "words", "cause"),
     [
