@@ -19,14 +19,19 @@ from mu2llm.text.scrub import Known, scrub
 
 REPORT = "deidentification.json"
 
-# Which columns of a table name what. Their values are looked for in the report, and kept nowhere.
+# Which columns of a table name what, by words of their names (patient_name, PatientName, "Patient Name"). Their
+# values are looked for in the report, and kept nowhere.
 _COLUMNS = {
-    "dates": r"date|dob|birth|日期|生日",
-    "phones": r"phone|tel|mobile|fax|pager|电话|手机",
-    "places": r"address|institution|hospital|地址|医院",
-    "ids": r"(?:^|_)(?:id|mrn|ids|number|no|uid)$|accession|号$",
-    "names": r"name|physician|radiologist|doctor|reader|referr|operator|姓名|医[师生]",
+    "dates": r"[a-z]*(?:date|birth|birthday)|dob|.*(?:日期|生日).*",
+    "phones": r"[a-z]*phones?(?:number|no)?|tel|mobile|cell|fax|pager|.*(?:电话|手机).*",
+    "places": r"[a-z]*address|institution|hospital|.*(?:地址|医院).*",
+    "ids": r"(?:id|mrn|ids|number|no|uid)$|[a-z]*accession[a-z]*|(?:patient|study|case)(?:id|number|no)|.*号$",
+    "names": r"[a-z]*name|[a-z]*physician|radiologist|doctor|reader|referr[a-z]*|operator|.*(?:姓名|医[师生])",
 }
+# Names of things: their values are words of reports.
+_THINGS = (
+    r"(?:exam|examination|study|series|protocol|procedure|file|device|scanner|station|organ|region)_?name"
+)
 
 # Libraries that quote values, URLs or UIDs in warnings and logs.
 _LOUD = ("pydicom", "dicomweb_client", "urllib3", "requests")
@@ -36,13 +41,23 @@ def known_of(row: Row) -> Known:
     """What a row of the table knows of its patient, by the names of its columns."""
     known = Known()
     for column, value in row.items():
-        kind = next((kind for kind, names in _COLUMNS.items() if re.search(names, column.lower())), "")
+        kind = _kind(column)
         if kind == "dates":
             digits = re.sub(r"\D", "", value)[:8]
             known.dates |= {digits} if len(digits) == 8 else set()
         elif kind and value and column not in ("volume", "report", "findings", "impression"):
             getattr(known, kind).add(value)
     return known
+
+
+def _kind(column: str) -> str:
+    """What a column names, "" where that is nothing of a patient's."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column)
+    whole = re.sub(r"[\W_]+", "_", apart).strip("_").lower()
+    if re.fullmatch(_THINGS, whole):
+        return ""
+    found = (kind for kind, names in _COLUMNS.items() if re.search(rf"(?:^|_)(?:{names})s?(?:_|$)", whole))
+    return next(found, "")
 
 
 def scrub_study(study: Study, known: Known) -> Counter[str]:

@@ -10,6 +10,7 @@ import pytest
 from mu2llm.cli import main
 from mu2llm.commands.data import DATASETS
 from mu2llm.data.ingest import READERS, ingest
+from mu2llm.data.privacy import known_of
 from mu2llm.data.records import Study, read_jsonl
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -320,6 +321,26 @@ def test_volumes_that_were_written_are_named_by_whole_paths_and_file_uris_are_re
     ingest("folder", f"file://{tmp_path}/set", "out", allow_gaps=True)
     (study,) = read_jsonl(tmp_path / "out" / "studies.jsonl", Study)
     assert study.volume == str(tmp_path / "out" / "volumes" / "a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        (
+            "names",
+            "patient_name,PatientName,Patient Name,name,surname,Radiologists,referring_physician,reader,患者姓名,报告医师",
+        ),
+        ("dates", "birth_date,DOB,StudyDate,studydate,date_of_birth,检查日期"),
+        ("phones", "telephone,phone_number,tel,Mobile,联系电话"),
+        ("places", "address,home_address,Hospital,家庭地址"),
+        ("ids", "mrn,patientid,PatientID,record_no,AccessionNumber,accession,住院号"),
+        ("", "hotel,exam_name,protocol_name,intelligence,mobility,cellularity,hospitalised,ward,age,notes"),
+    ],
+)
+def test_what_a_column_names(kind, columns):
+    for column in columns.split(","):
+        known = known_of({column: "20240305"})
+        assert [name for name, values in vars(known).items() if values] == [kind] * bool(kind), column
 
 
 def test_a_folder_whose_columns_have_capitals_is_scrubbed_too(tmp_path):
