@@ -43,7 +43,7 @@ def read_abdomen_atlas(root: str | Path, *, seed: int = 0) -> tuple[list[Study],
     studies: list[Study] = []
     rejects: list[Reject] = []
     seen: dict[str, int] = {}
-    for at, row in enumerate(read_csv(base / TABLE, ("BDMAP ID", *REPORTS[:2])), 2):
+    for at, row in read_csv(base / TABLE, ("BDMAP ID", *REPORTS[:2]), rejects).items():
         name = row["BDMAP ID"]
         try:
             if seen.setdefault(name, at) != at:

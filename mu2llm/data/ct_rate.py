@@ -59,7 +59,7 @@ def read_ct_rate(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[
         )
         others = _no_chest(base / f"metadata/no_chest_{short}.txt")
         seen: dict[str, int] = {}
-        for at, row in enumerate(read_csv(table, REPORT_COLUMNS), 2):
+        for at, row in read_csv(table, REPORT_COLUMNS, rejects).items():
             name = row["VolumeName"]
             try:
                 if seen.setdefault(name, at) != at:

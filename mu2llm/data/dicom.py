@@ -101,15 +101,16 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
         raise FileNotFoundError("--root is a file, not a folder with reports.csv and DICOM series")
     root = root.resolve()
     studies, rejects = _without_header(read_rows, root)
-    rows = read_csv(root / "reports.csv", ("volume", "report"), any_case=REPORT_COLUMNS)
-    named = list(_named(root, rows))
+    told: list[Reject] = []  # by read_rows already
+    rows = read_csv(root / "reports.csv", ("volume", "report"), told, any_case=REPORT_COLUMNS)
+    named = list(_named(root, rows.values()))
     rejects = privacy.without_values(rejects)
     entries: list[Entry] = []
     for study in studies:
         number = study.meta["row"]
         if _is_series(Path(study.volume)):
             objects = partial(_objects, Path(study.volume), root)
-            entries.append(Entry(study, rows[number - 2], number, objects))
+            entries.append(Entry(study, rows[number], number, objects))
         else:
             rejects.append(reject("", number, "neither a folder nor a zip with one DICOM series"))
     places = sorted(filter(_is_series, root.iterdir()))
@@ -121,7 +122,7 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
     return entries, rejects
 
 
-def _named(root: Path, rows: list[Row]) -> Iterator[Path]:
+def _named(root: Path, rows: Iterable[Row]) -> Iterator[Path]:
     for row in rows:
         with contextlib.suppress(RowError):
             yield below(root, row["volume"])
@@ -137,10 +138,10 @@ def _of_server(root: str, reports: str | Path | None) -> tuple[list[Entry], list
     if not table.is_file():
         raise FileNotFoundError(f"{table}: no such table of reports")
     columns = (*REPORT_COLUMNS, *dicomweb.COLUMNS)
-    rows = _without_header(read_csv, table, ("report",), any_case=columns)
-    entries: list[Entry] = []
     rejects: list[Reject] = []
-    for number, row in enumerate(rows, 2):
+    rows = _without_header(read_csv, table, ("report",), rejects, any_case=columns)
+    entries: list[Entry] = []
+    for number, row in rows.items():
         try:
             study = study_of_row(row, "", "")
             taken, reasons = dicomweb.find_series(root, row)

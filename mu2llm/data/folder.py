@@ -38,15 +38,16 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
             f"{root}/reports.csv is missing: write one with the columns volume, report (and, if known, "
             f"{', '.join(REPORT_COLUMNS[2:])}), one CT a row; docs/data.md shows an example"
         )
-    rows = read_csv(root / "reports.csv", ("volume", "report"), any_case=REPORT_COLUMNS)
-    stems = [Path(_bare(row["volume"])).name for row in rows]
-    alone = len(set(stems)) == len({row["volume"] for row in rows})  # else tell volumes apart by their path
+    rejects: list[Reject] = []
+    rows = read_csv(root / "reports.csv", ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
+    stems = {number: Path(_bare(row["volume"])).name for number, row in rows.items()}
+    several = len(set(stems.values())) != len({row["volume"] for row in rows.values()})
     labels = _read_labels(root)
     studies: list[Study] = []
-    rejects: list[Reject] = []
     seen: dict[str, int] = {}
-    for number, (row, stem) in enumerate(zip(rows, stems, strict=True), 2):
-        name = stem if alone else _bare(row["volume"]).strip("/").replace("/", "_")
+    for number, row in rows.items():
+        # Volumes of one name are told apart by their path.
+        name = _bare(row["volume"]).strip("/").replace("/", "_") if several else stems[number]
         truth = labels.pop(row["volume"], None)
         try:
             study = study_of_row(row, name, str(below(root, row["volume"])))
@@ -97,7 +98,7 @@ def _read_labels(root: Path) -> dict[str, dict[str, int] | RowError]:
     labels: dict[str, dict[str, int] | RowError] = {}
     if not (root / "labels.csv").is_file():
         return labels
-    for number, row in enumerate(read_csv(root / "labels.csv", ("volume",), any_case=("volume",)), 2):
+    for number, row in read_csv(root / "labels.csv", ("volume",), any_case=("volume",)).items():
         volume = row.pop("volume")
         wrong = [name for name, value in row.items() if value not in ("0", "1")]
         if volume in labels:

@@ -138,7 +138,7 @@ def _read_subset(name: str, items: list, studies: list[Study], rejects: list[Rej
 def _read_questions(path: Path, by_image: dict[str, Study], rejects: list[Reject]) -> None:
     """Adds the sound questions of one table to the studies that they are about."""
     strangers: list[int] = []
-    for at, row in enumerate(read_csv(path, QUESTION_COLUMNS), 2):
+    for at, row in read_csv(path, QUESTION_COLUMNS, rejects).items():
         study = by_image.get(_inside(row["Image Path"]))
         if study is None:
             strangers.append(at)

@@ -19,14 +19,14 @@ from mu2llm.text.scrub import Known, scrub
 
 REPORT = "deidentification.json"
 
-# Which columns of a table name what, by words of their names (patient_name, PatientName, "Patient Name"). Their
-# values are looked for in the report, and kept nowhere.
+# Which columns of a table name what, by words of their names (patient_name, PatientName, "Patient Name").
+# Their values are looked for in the report, and kept nowhere.
 _COLUMNS = {
     "dates": r"[a-z]*(?:date|birth|birthday)|dob|.*(?:日期|生日).*",
     "phones": r"[a-z]*phones?(?:number|no)?|tel|mobile|cell|fax|pager|.*(?:电话|手机).*",
     "places": r"[a-z]*address|institution|hospital|.*(?:地址|医院).*",
-    "ids": r"(?:id|mrn|ids|number|no|uid)$|[a-z]*accession[a-z]*|(?:patient|study|case)(?:id|number|no)|.*号$",
-    "names": r"[a-z]*name|[a-z]*physician|radiologist|doctor|reader|referr[a-z]*|operator|.*(?:姓名|医[师生])",
+    "ids": r"(?:id|mrn|number|no|uid)s?$|[a-z]*accession[a-z]*|(?:patient|study|case)(?:id|no)|.*号$",
+    "names": r"[a-z]*name|[a-z]*physician|radiologist|doctor|reader|referr\w*|operator|.*(姓名|医[师生])",
 }
 # Names of things: their values are words of reports.
 _THINGS = (
@@ -72,10 +72,11 @@ def scrub_study(study: Study, known: Known) -> Counter[str]:
 def scrub_all(studies: list[Study], root: Path, out: Path) -> None:
     """Scrubs the reports of a dataset in place, by the rows of its reports.csv where it has one."""
     table = root / "reports.csv"
-    rows = read_csv(table, ("volume", "report"), any_case=REPORT_COLUMNS) if table.is_file() else []
+    told: list[Reject] = []  # by the dataset's reader already
+    rows = read_csv(table, ("volume", "report"), told, any_case=REPORT_COLUMNS) if table.is_file() else {}
     counts: Counter[str] = Counter()
     for study in studies:
-        row = rows[study.meta["row"] - 2] if rows else {}
+        row = rows[study.meta["row"]] if rows else {}
         counts += scrub_study(study, known_of(row))
     write_report(out, {"text": dict(counts)})
 

@@ -67,13 +67,21 @@ def below(root: Path, name: str) -> Path:
     return path
 
 
-def read_csv(path: Path, needed: tuple[str, ...], *, any_case: tuple[str, ...] = ()) -> list[Row]:
-    """All rows with trimmed values, separated by commas or semicolons.
+def read_csv(
+    path: Path,
+    needed: tuple[str, ...],
+    rejects: list[Reject] | None = None,
+    *,
+    any_case: tuple[str, ...] = (),
+) -> dict[int, Row]:
+    """All rows by their number, with trimmed values, separated by commas or semicolons.
 
-    needed: columns that must be there. any_case: columns that are also taken when their name is written with
-    capitals. Raises ValueError naming the file and line when it cannot be read as a table with them.
+    needed: columns that must be there. rejects: takes the rows with more fields than columns; without it one
+    is an error. any_case: columns that are also taken when their name is written with capitals. Raises
+    ValueError naming the file and line when it cannot be read as a table with them.
     """
     text = read_text(path)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a report may be as long as it likes
     header = text.partition("\n")[0]
     delimiter = ";" if ";" in header and "," not in header else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -89,16 +97,22 @@ def read_csv(path: Path, needed: tuple[str, ...], *, any_case: tuple[str, ...] =
             f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(needed)} and has "
             f"{', '.join(names.values()) or 'none'}"
         )
+    found: dict[int, Row] = {}
     for at, row in enumerate(rows, 2):
-        if any(key is None for key in row):
-            raise ValueError(f"{path}, row {at}: more fields than columns; quote texts that hold commas")
-    return [{key: (row[name] or "").strip() for name, key in names.items()} for row in rows]
+        if all(key is not None for key in row):
+            found[at] = {key: (row[name] or "").strip() for name, key in names.items()}
+            continue
+        reason = "more fields than columns; quote texts that hold commas"
+        if rejects is None:
+            raise ValueError(f"{path}, row {at}: {reason}")
+        rejects.append(reject(path.name, at, reason))
+    return found
 
 
-def by_volume(rows: list[Row], key: str) -> dict[str, Row | RowError]:
+def by_volume(rows: dict[int, Row], key: str) -> dict[str, Row | RowError]:
     """The rows of a side table by their column `key`; a RowError where two rows say different things."""
     found: dict[str, Row | RowError] = {}
-    for row in rows:
+    for row in rows.values():
         if found.setdefault(row[key], row) != row:
             found[row[key]] = RowError(f"two rows of its {key} differ; keep the right one")
     return found
