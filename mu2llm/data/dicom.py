@@ -4,10 +4,11 @@ Each series is written without identifiers into `out/volumes` as a zip, its repo
 headers and its row name, and ids become pseudonyms. Rejects name rows, never files.
 """
 
-import contextlib
+import os
 import re
 import tempfile
 import time
+import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,13 +25,14 @@ from mu2llm.data.pool import each
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, below, given, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, given, read_csv, reject
 from mu2llm.volume.encoded import check_inflated
 from mu2llm.volume.nifti import MAX_BYTES
 from mu2llm.volume.read import MAX_FILES
 
 PAUSES = (2, 8, 30)  # seconds before a series whose transfer broke off is asked for again
 MOST_AT_ONCE = 4  # transfers from one server
+_ABANDONED = 24 * 3600  # seconds after which what a run was writing is a killed one's, not another's at work
 
 
 @dataclass
@@ -83,7 +85,8 @@ def read_dicom(
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
     kept = {Path(study.volume).name for study in studies}
-    for path in [*volumes.glob("s-*"), *volumes.glob("row-*.part")]:
+    left = [path for path in volumes.glob("row-*.part") if time.time() - path.stat().st_mtime > _ABANDONED]
+    for path in [*volumes.glob("s-*"), *left]:
         if path.name not in kept:
             path.unlink()
 
@@ -103,29 +106,44 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
     studies, rejects = _without_header(read_rows, root)
     told: list[Reject] = []  # by read_rows already
     rows = read_csv(root / "reports.csv", ("volume", "report"), told, any_case=REPORT_COLUMNS)
-    named = list(_named(root, rows.values()))
+    named = {root / row["volume"] for row in rows.values() if row["volume"]}
+    named |= {Path(os.path.realpath(path)) for path in named if "\0" not in str(path)}
+    named = {Path(os.path.normpath(path)) for path in named} - {*root.parents}
     rejects = privacy.without_values(rejects)
     entries: list[Entry] = []
     for study in studies:
         number = study.meta["row"]
         if _is_series(Path(study.volume)):
-            objects = partial(_objects, Path(study.volume), root)
+            objects = partial(_objects, Path(study.volume))
             entries.append(Entry(study, rows[number], number, objects))
         else:
             rejects.append(reject("", number, "neither a folder nor a zip with one DICOM series"))
-    places = sorted(filter(_is_series, root.iterdir()))
+    places = sorted(_places(root))
     for i, place in enumerate(places, 1):
-        if not any(path.is_relative_to(place.resolve()) for path in named):
-            which = f"sub-folder or zip {i} of {len(places)}, sorted by name"
+        if not named & {place, *place.parents}:
+            which = f"folder or zip {i} of {len(places)} with DICOM, sorted by name"
+            if place == root:
+                which = "the DICOM files that lie beside it"
             reason = f"reports.csv does not name {which}; add a row with its report"
             rejects.append(reject("", 0, reason))
     return entries, rejects
 
 
-def _named(root: Path, rows: Iterable[Row]) -> Iterator[Path]:
-    for row in rows:
-        with contextlib.suppress(RowError):
-            yield below(root, row["volume"])
+def _places(root: Path) -> Iterator[Path]:
+    """Zips, links to folders, and folders that hold DICOM files themselves, at any depth."""
+    for name, folders, files in os.walk(root):
+        yield from (path for sub in folders if (path := Path(name, sub)).is_symlink())
+        yield from (Path(name, file) for file in files if file.lower().endswith(".zip"))
+        if any(_is_dicom(Path(name, file)) for file in files):
+            yield Path(name)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _of_server(root: str, reports: str | Path | None) -> tuple[list[Entry], list[Reject]]:
@@ -168,14 +186,12 @@ def _is_series(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 
-def _objects(path: Path, root: Path) -> Iterator[Any]:
+def _objects(path: Path) -> Iterator[Any]:
     """The DICOM objects of a folder, to any depth, or of a zip; None for a file that is no DICOM."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         if len(files) > MAX_FILES:
             raise RowError(f"{len(files):,} files; give the folder of one series")
-        if not all(file.resolve().is_relative_to(root) for file in files):
-            raise RowError("a link in it leads out of the dataset's folder; copy the file in")
         for number, file in enumerate(files, 1):
             try:
                 stream: Any = file.open("rb")
@@ -291,7 +307,7 @@ def _written(
     entries: list[Entry], volumes: Path, pseudonyms: Pseudonyms, workers: int
 ) -> Iterator[tuple[Entry, Path, Series | str]]:
     """Each entry with the zip that was written and what was found in it, or why it is none."""
-    parts = [volumes / f"row-{entry.number:06d}-{i:06d}.part" for i, entry in enumerate(entries)]
+    parts = [volumes / f"row-{entry.number:06d}-{uuid.uuid4().hex}.part" for entry in entries]
     found = each(partial(_write, pseudonyms=pseudonyms), list(zip(entries, parts, strict=True)), workers)
     yield from zip(entries, parts, found, strict=True)
 

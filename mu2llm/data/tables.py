@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,10 @@ def tell_rejects(rejects: list[Reject], path: object, show: int = 3) -> None:
 
 
 def below(root: Path, name: str) -> Path:
-    """The volume `name` of a table as a path below `root`; RowError when it is not there or leads out."""
+    """The volume `name` of a table as a path below `root`.
+
+    RowError when it is not there, or when it, or a link in it, leads out.
+    """
     if not name:
         raise RowError("the volume is empty")
     try:
@@ -64,7 +69,16 @@ def below(root: Path, name: str) -> Path:
         raise RowError("the volume lies outside the dataset's folder; move it in")
     if not there:
         raise RowError("no such file below the dataset's folder")
+    if path.is_dir() and any(
+        not Path(os.path.realpath(file)).is_relative_to(root.resolve()) for file in _links(path)
+    ):
+        raise RowError("a link in it leads out of the dataset's folder; copy the file in")
     return path
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        yield from (path for name in (*folders, *files) if (path := Path(place, name)).is_symlink())
 
 
 def read_csv(

@@ -1,6 +1,7 @@
 """A folder of DICOM series, as sub-folders and zips, with a table of reports: studies without identifiers."""
 
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_folders_and_zips_are_taken_and_each_row_that_is_not_is_named(tmp_path, 
     zipped(series(root / "two", "1.2.2", "P2"), root / "two.zip")
     series(root / "again", "1.2.1")
     save_ct(root / "p4.nii.gz")
-    (root / "forgotten").mkdir()
+    series(root / "forgotten", "1.2.4")
     series(root / "burned", "1.2.5", BurnedInAnnotation="YES")
     series(root / "screens", "1.2.6", SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
     series(root / "several", "1.2.7", lambda i: f"P{i}")
@@ -81,8 +82,8 @@ def test_folders_and_zips_are_taken_and_each_row_that_is_not_is_named(tmp_path, 
     assert reasons[9] == 'split "…" is not one of train, val, test'
     unnamed = [reason for row, reason in rejects if row == 0]
     assert [reason[:56] for reason in unnamed] == [
-        "reports.csv does not name sub-folder or zip 3 of 8, sort",
-        "reports.csv does not name sub-folder or zip 7 of 8, sort",
+        "reports.csv does not name folder or zip 3 of 8 with DICO",
+        "reports.csv does not name folder or zip 7 of 8 with DICO",
     ]
     assert {path.name for path in (tmp_path / "out" / "volumes").iterdir()} == {
         f"{study.study_id}.zip" for study in studies.values()
@@ -202,6 +203,35 @@ def test_a_key_file_is_the_same_key_as_its_text(tmp_path, monkeypatch):
     (tmp_path / "key").write_text(KEY + "\n")
     ingest("dicom", tmp_path / "set", tmp_path / "two", key_file=tmp_path / "key")
     assert read(tmp_path / "one")[0][2].study_id == read(tmp_path / "two")[0][2].study_id
+
+
+def test_series_that_lie_deeper_and_loose_files_are_not_forgotten(tmp_path):
+    root = tmp_path / "set"
+    for number, place in enumerate(["p1/ct/a", "p1/ct/b", "p2", "p2/deep/er", ".", "p3/a/b"]):
+        series(root / place, f"1.2.{number}")
+    (root / "p3" / "z.ZIP").write_bytes(b"")
+    (root / "notes").mkdir()
+    (root / "notes" / "readme.txt").write_text("no DICOM")
+    table(root, "p1/ct/a,Clear.,,", "p2/deep/er/,Clear.,,", "p3/../p3/a,Clear.,,")
+    ingest("dicom", root, tmp_path / "out")
+    studies, rejects = read(tmp_path / "out")
+    assert list(studies) == [2, 3, 4]
+    names = [reason.partition("name ")[2].partition(" with")[0] for row, reason in rejects if row == 0]
+    assert names[0].startswith("the DICOM files that lie beside it")
+    assert names[1:] == ["folder or zip 3 of 7", "folder or zip 4 of 7", "folder or zip 7 of 7"]
+
+
+def test_two_ingests_at_once_write_parts_of_their_own(tmp_path):
+    series(tmp_path / "set" / "a", "1.2.1")
+    table(tmp_path / "set", "a,Clear.,,")
+    volumes = tmp_path / "out" / "volumes"
+    volumes.mkdir(parents=True)
+    others, old = volumes / "row-000002-000000.part", volumes / "row-000009-000000.part"
+    others.write_bytes(b"at work")
+    old.write_bytes(b"killed")
+    os.utime(old, (0, 0))
+    ingest("dicom", tmp_path / "set", tmp_path / "out")
+    assert others.read_bytes() == b"at work" and not old.exists()
 
 
 def test_a_deflated_bomb_is_not_unpacked(tmp_path, monkeypatch):

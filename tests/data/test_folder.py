@@ -125,6 +125,24 @@ def test_a_link_out_of_the_folder_is_rejected(tmp_path):
     assert "outside the dataset's folder" in reject["reason"]
 
 
+def test_a_link_out_of_the_folder_among_slices_is_rejected(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.dcm").touch()
+    root = folder(
+        tmp_path / "set",
+        "volume,report\na,Clear.\nb,Clear.\nc,Clear.\n",
+        volumes=("a/1.dcm", "b/1.dcm", "c/1.dcm"),
+    )
+    (root / "a" / "2.dcm").symlink_to(tmp_path / "elsewhere" / "1.dcm")
+    (root / "b" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "c" / "2.dcm").symlink_to(root / "c" / "1.dcm")
+    studies, rejects = read_folder(root)
+    assert [study.study_id for study in studies] == ["c"]
+    assert {reject["reason"] for reject in rejects} == {
+        "a link in it leads out of the dataset's folder; copy the file in"
+    }
+
+
 def test_labels_that_are_no_labels_reject_their_study(tmp_path):
     root = folder(
         tmp_path,

@@ -328,7 +328,7 @@ def test_volumes_that_were_written_are_named_by_whole_paths_and_file_uris_are_re
     [
         (
             "names",
-            "patient_name,PatientName,Patient Name,name,Radiologists,referring_physician,reader,患者姓名,报告医师",
+            "patient_name,PatientName,Patient Name,Radiologists,referring_physician,reader,患者姓名,报告医师",
         ),
         ("dates", "birth_date,DOB,StudyDate,studydate,date_of_birth,检查日期"),
         ("phones", "telephone,phone_number,tel,Mobile,联系电话"),
