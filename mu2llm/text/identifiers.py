@@ -160,13 +160,13 @@ _LONG_NUMBER = r"(?<![\d.,A-Za-z])\d{7,}[Xx]?(?![\d.]\d|[A-Za-z\d])"
 _PARTICLE = r"(?:van|von|de|del|der|den|di|da|la|le|bin|al)"
 _UPPER = r"[^\W\d_a-zß-öø-ÿ\u4e00-\u9fff]"  # a letter that is no small Latin one and no Han
 # Initials with their dots, or a word, with initials stuck to it: the dot behind a word ends a sentence.
-_INITIALS = rf"(?:{_UPPER}\.-?)"
+_INITIALS = rf"(?:{_UPPER}\.-?|St\.[ \t]?)"
 _PART = rf"(?:{_INITIALS}+(?=\s)|{_INITIALS}*{_UPPER}[^\W\d_\u4e00-\u9fff]*(?:['’-][^\W\d_\u4e00-\u9fff]+)*)"
 
 _DEGREE = r"(?:M\.?D\b\.?|MBBS\b|FRCR\b|FRCPC\b|Ph\.?D\b\.?|RN\b)"
 # No heading, no degree, and no article: "A" is an initial before a dot or another part.
 _WORD = (
-    rf"(?!(?i:(?:{'|'.join(sorted(words('no_name')))})\b)|{_DEGREE}|A\b(?!\.[ \t]|[ \t]+{_UPPER}))"
+    rf"(?!(?i:(?:{'|'.join(sorted(words('no_name')))})\b)|{_DEGREE}|A\b(?!\.[ \t]|\.{_UPPER}|[ \t]+{_UPPER}))"
     rf"{_PART}"
 )
 _NEXT = rf"(?:,?[ \t]+(?:{_PARTICLE}[ \t]+){{0,2}}|,){_WORD}"

@@ -248,6 +248,8 @@ def test_the_sentence_after_a_name_stays(name, cue, next_one, end):
         ("Dr. Keller, Pneumonia suspected.", "Dr. [name], Pneumonia suspected."),
         ("Told to Dr. K. Pneumonia suspected.", "Told to Dr. [name]. Pneumonia suspected."),
         ("Cardiomegaly. Jane Doe, MD", "Cardiomegaly. [name], MD"),
+        ("Dr. St. John saw it. Liver ok.", "Dr. [name] saw it. Liver ok."),
+        ("Dr. A.B. Patel, MD. Hepatomegaly.", "Dr. [name], MD. Hepatomegaly."),
         ("Dr. J. Stone and Dr. Mary Long", "Dr. [name] and Dr. [name]"),
         ("Surgeon: Smith, Heart: normal.", "Surgeon: [name], Heart: normal."),
     ],
