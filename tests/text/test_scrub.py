@@ -262,3 +262,12 @@ def test_a_name_ends_before_a_finding(text, expected):
 def test_any_text_is_scrubbed_in_one_pass(text):
     once, _ = scrub(text, KNOWN)
     assert scrub(once, KNOWN)[0] == once
+
+
+@pytest.mark.parametrize("name", ["Chambers", "Glass", "Foley", "Stone"])
+def test_a_surname_that_is_a_word_too_goes_behind_an_initial(name):
+    assert name not in scrub(f"Seen by Dr. J. {name} today.")[0]
+
+
+def test_a_unit_that_is_a_name_too_stays():
+    assert "5 min" in scrub("Images after a delay of 5 min.", Known(names={"LEE^MIN HO"}))[0]
