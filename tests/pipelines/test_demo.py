@@ -122,10 +122,19 @@ def test_a_second_run_re_uses_what_is_done(first: tuple[Path, dict[str, int], st
     assert run(MU2, "serve", "--status", "--state", str(out / "serving")).returncode == 0
 
 
+def started(words: list[str]) -> subprocess.Popen:
+    """A process that hears Ctrl-C even where the tests run in the background, whose children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None:
     out, ports = tmp_path / "run", free_ports()
-    running = subprocess.Popen(command(out, ports), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = started(command(out, ports))
     wait_for(running, lambda: any((out / "work").glob("sft-*/checkpoints/checkpoint-*/trainer_state.json")))
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=300)
@@ -133,7 +142,7 @@ def test_a_stopped_run_leaves_nothing_behind_and_goes_on(tmp_path: Path) -> None
     assert left_behind(out) == []
 
     # Once more, until the step says where it goes on; a run that is told to end by SIGTERM ends as well.
-    running = subprocess.Popen(command(out, ports), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = started(command(out, ports))
     wait_for(
         running, lambda: any("going on from" in log.read_text() for log in out.glob("work/sft-*/sft.log"))
     )
