@@ -21,6 +21,19 @@ KINDS = {
 # What a lesion is read as; told by one report only, it is misjudged.
 READINGS = {"metastasis": "metastatic", "malignancy": "malignant"}
 
+# What is a sign of which diseases: where both reports name the disease, the sign is a detail of it.
+SIGNS = {
+    "appendix enlargement": {"appendicitis"},
+    "bowel dilatation": {"bowel obstruction"},
+    "pancreatic enlargement": {"pancreatitis"},
+    "gallbladder wall thickening": {"cholecystitis"},
+    "gallbladder distension": {"cholecystitis"},
+    "consolidation": {"pneumonia"},
+    "fat stranding": {
+        *("appendicitis", "diverticulitis", "pancreatitis", "cholecystitis", "pyelonephritis", "colitis"),
+    },
+}
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -84,8 +97,9 @@ def claims(findings: Iterable[Finding]) -> list[Claim]:
 
 def _read(findings: Iterable[Finding]) -> list[Finding]:
     """What is there; "a lesion in the liver, consistent with a cyst" is a cyst, and "likely a metastasis" a
-    character of the lesion that its sentence names."""
-    there = _specified([finding for finding in findings if asserted(finding)])
+    character of the lesion that its sentence names; "consolidation in the left lung, likely pneumonia" is
+    pneumonia of the left lung."""
+    there = _placed(_specified([finding for finding in findings if asserted(finding)]))
     lesions = {finding.start for finding in there if finding.entity.endswith(_LESIONS)}
     readings = {(f.start, READINGS[f.entity]) for f in there if f.entity in READINGS and f.start in lesions}
     read: list[Finding] = []
@@ -113,11 +127,23 @@ def _specified(there: list[Finding]) -> list[Finding]:
     ]
 
 
+def _placed(there: list[Finding]) -> list[Finding]:
+    """A disease without a place lies where its sign in the same sentence does."""
+    placed = []
+    for finding in there:
+        signs = [f for f in there if f.start == finding.start and finding.entity in SIGNS.get(f.entity, ())]
+        if signs and not finding.side and not finding.location:
+            finding = replace(finding, side=signs[0].side, location=signs[0].location)
+        placed.append(finding)
+    return placed
+
+
 _LESIONS = ("lesion", "mass", "nodule")
 
 
 def _sided(finding: Finding) -> list[Claim]:
-    place = set(finding.location.split()) - _NO_PLACE - set(finding.entity.split())
+    words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
+    place = words - _NO_PLACE - set(finding.entity.split())
     place |= {larger for part, larger in _WITHIN.items() if part in place}
     sides = ("left", "right") if finding.side == "bilateral" else (finding.side,)
     if not lexicon().entities[finding.entity].get("sided"):
@@ -142,6 +168,7 @@ def _sided(finding: Finding) -> list[Claim]:
 
 _NO_PLACE = {"left", "right", "bilateral", "both", "and", "lobe", "lobes", "lung", "lungs"}
 _WITHIN = {"lingula": "upper", "apex": "upper", "base": "lower"}
+_SAME_PLACE = {"bases": "base", "apices": "apex"}
 
 
 def _details(claim: Claim) -> int:

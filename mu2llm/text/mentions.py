@@ -15,10 +15,14 @@ from mu2llm.text.words import lexicon
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
 _BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
+_TAG = re.compile(r",[DL]?s?L?S(?=[,#(]|$)")  # "cyst, left kidney, 4 cm"
+_ORDINAL = re.compile(
+    "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|st|nd|rd|th"
+)  # "right fifth and sixth rib fractures"
 _LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
 _LUNG_PLACES = (
     *("upper lobe", "middle lobe", "lower lobe", "upper and lower lobes", "upper and middle lobes"),
-    *("middle and lower lobes", "lingula", "subpleural", "perihilar"),
+    *("middle and lower lobes", "lingula", "subpleural", "perihilar", "apices", "bases"),
 )
 
 
@@ -43,12 +47,7 @@ def territories(row: Row) -> list[Mention]:
         first, floor = at, places[-1][0] + 1 if places else 0
         while first > floor and row.clauses[first - 1] == row.clauses[at]:
             before = row.codes[first - 1]
-            joins = (
-                before in _LIST
-                and first - 2 >= floor
-                and row.codes[first - 2] == row.codes[first]
-                and row.codes[first] in "sS"
-            )
+            joins = before in _LIST and first - 2 >= floor and _alike(row, first - 2, first)
             if before not in _BEFORE and not joins:
                 break
             first -= 1
@@ -80,6 +79,8 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         own = _shared(row, mentions, index, facts) or _subject(row, mention, facts)
     if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention):
         return [replace(mention, entity=facts["sites"]["liver"])]
+    if not own and "lungs" in facts["sites"] and _at_hilum(row, words):
+        return [replace(mention, entity=facts["sites"]["lungs"])]
     by_entity: dict[str, list[int]] = {}
     for i in _compatible(row, own, facts):
         by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
@@ -91,6 +92,14 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         if row.spans[mentions[before].at].value == span.value and not _lung_place(row, words):
             return [replace(mention, entity=one.entity) for one in named(row, mentions, before)[:1]]
     return [replace(mention, entity=facts["default"])] if facts["default"] else []
+
+
+def _alike(row: Row, one: int, other: int) -> bool:
+    """Whether two spans are both sides, both sites or both ordinals."""
+    if row.codes[one] in "sS":
+        return row.codes[one] == row.codes[other]
+    following = row.word(other + 1) if row.codes[other] == "0" else row.word(other)
+    return all(_ORDINAL.fullmatch(word) for word in (row.word(one), following))
 
 
 def listed_with(row: Row, mention: Mention, following: Mention) -> bool:
@@ -106,7 +115,9 @@ def _sites_after(row: Row, mention: Mention) -> list[int]:
         code = row.codes[i]
         if code == "P":
             linked = True
-        elif code in "VM" or (code in _LIST and not sites and row.codes[i - 1] not in "sL"):
+        elif code in "VM" or (
+            code in _LIST and not sites and row.codes[i - 1] not in "sL" and not _TAG.match(row.codes, i)
+        ):
             linked = False
         elif _site(row, i) and (linked or sites):
             sites.append(i)
@@ -147,6 +158,13 @@ def _in_liver_segment(row: Row, mention: Mention) -> bool:
     begin, end = row.bounds(mention.clause)
     named = {str(row.spans[i].value) for i in range(begin, end) if row.codes[i] == "L"}
     return any(name.startswith("segment ") for name in named) and not named.intersection(_LUNG_PLACES)
+
+
+def _at_hilum(row: Row, words: range) -> bool:
+    """Whether a hilum stands with the mention and no organ whose hilum it might be: it is the lung's."""
+    return "S" not in row.codes[words.start : words.stop] and any(
+        row.codes[i] == "L" and row.spans[i].value == "hilum" for i in words
+    )
 
 
 def _subject(row: Row, mention: Mention, facts: dict[str, Any]) -> list[int]:

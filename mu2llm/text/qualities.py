@@ -8,7 +8,10 @@ from mu2llm.text.clauses import Row
 from mu2llm.text.mentions import Mention, listed_with
 from mu2llm.text.words import lexicon
 
-_SIDE_OF = {"middle lobe": "right", "lingula": "left", "bases": "bilateral"}
+_SIDE_OF = {
+    **{"middle lobe": "right", "lingula": "left", "bases": "bilateral", "apices": "bilateral"},
+    **{"rul": "right", "rll": "right", "rml": "right", "lul": "left", "lll": "left"},
+}
 _SIDED = ("lobe", "lobes", "zone", "pole", "apex", "base", "hilum", "axilla")
 _SIDE_BEHIND = re.compile(r"L*[PD]*(s)")
 _THEN = re.compile("previous|prior|before|earlier")
@@ -90,7 +93,7 @@ def _side_of_place(row: Row, i: int, name: str) -> str:
     behind = _SIDE_BEHIND.match(row.codes, i)
     if behind:
         return str(row.spans[behind.start(1)].value)
-    return _SIDE_OF.get(name, "")
+    return _SIDE_OF.get(row.word(i)) or _SIDE_OF.get(name, "")
 
 
 def _antecedent(row: Row, mention: Mention) -> range:
