@@ -37,7 +37,10 @@ SIGNS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """One finding that a report states as present or uncertain, with all its mentions."""
+    """One finding that a report states as present or uncertain, with all its mentions.
+
+    `beside` holds the sides that its sentences state of other findings.
+    """
 
     entity: str
     status: str
@@ -48,6 +51,7 @@ class Claim:
     attributes: frozenset[str]
     comparison: str
     mentions: tuple[Finding, ...] = field(compare=False)
+    beside: frozenset[str] = field(compare=False, default=frozenset())
 
     @property
     def order(self) -> tuple:
@@ -81,7 +85,11 @@ def asserted(finding: Finding) -> bool:
 
 def claims(findings: Iterable[Finding]) -> list[Claim]:
     """What one report says is there, mentions merged; the order of sentences is lost."""
-    single = [claim for finding in _read(findings) for claim in _sided(finding)]
+    read = _read(findings)
+    beside: dict[int, set[str]] = {}
+    for finding in read:
+        beside.setdefault(finding.start, set()).update(_sides(finding.side))
+    single = [claim for finding in read for claim in _sided(finding, frozenset(beside[finding.start]))]
     # The fullest mention first: the impression's "pleural effusion" joins "small left pleural effusion".
     single.sort(key=lambda c: (-_details(c), c.order))
     merged: list[Claim] = []
@@ -102,13 +110,20 @@ def _read(findings: Iterable[Finding]) -> list[Finding]:
     there = _placed(_specified([finding for finding in findings if asserted(finding)]))
     lesions = {finding.start for finding in there if finding.entity.endswith(_LESIONS)}
     readings = {(f.start, READINGS[f.entity]) for f in there if f.entity in READINGS and f.start in lesions}
+    readings |= {
+        (f.start, told)
+        for f in there
+        if f.entity.endswith(_LESIONS)
+        for told in set(f.attributes).intersection(READINGS.values())
+    }
     read: list[Finding] = []
     for finding in there:
         if finding.entity in READINGS and finding.start in lesions:
             continue
         if finding.entity.endswith(_LESIONS):
             added = sorted(name for start, name in readings if start == finding.start)
-            finding = replace(finding, attributes=(*finding.attributes, *added))
+            attributes = tuple(dict.fromkeys((*finding.attributes, *added)))
+            finding = replace(finding, attributes=attributes)
         read.append(finding)
     return read
 
@@ -141,11 +156,15 @@ def _placed(there: list[Finding]) -> list[Finding]:
 _LESIONS = ("lesion", "mass", "nodule")
 
 
-def _sided(finding: Finding) -> list[Claim]:
+def _sides(side: str) -> tuple[str, ...]:
+    return ("left", "right") if side == "bilateral" else (side,)
+
+
+def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
     place = words - _NO_PLACE - set(finding.entity.split())
     place |= {larger for part, larger in _WITHIN.items() if part in place}
-    sides = ("left", "right") if finding.side == "bilateral" else (finding.side,)
+    sides = _sides(finding.side)
     if not lexicon().entities[finding.entity].get("sided"):
         # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
         place |= {finding.side} - {"", "bilateral"}
@@ -161,6 +180,7 @@ def _sided(finding: Finding) -> list[Claim]:
             frozenset(finding.attributes),
             finding.comparison,
             (finding,),
+            beside,
         )
         for side in sides
     ]
@@ -202,4 +222,5 @@ def _merge(first: Claim, second: Claim) -> Claim:
         first.attributes | second.attributes,
         first.comparison or second.comparison,
         first.mentions + second.mentions,
+        first.beside | second.beside,
     )

@@ -164,17 +164,20 @@ def _differences(mine: Claim, theirs: Claim) -> list[Note]:
     if grade is not None:
         notes.append(Note("d", grade, turn, **both))
     if theirs.comparison and theirs.comparison != mine.comparison:
-        notes.append(Note("e", True, turn, **both))
+        # Where both compare, a wrong size may be all that turns "grown" into "shrunk": it is charged already.
+        charged = bool(mine.comparison) and _size_error(mine, theirs) is True
+        notes.append(Note("e", not charged, turn, **both))
     elif mine.comparison and not theirs.comparison:
         notes.append(Note("f", True, turn, **both))
     return notes
 
 
 def _elsewhere(mine: Claim, theirs: Claim) -> bool:
-    """Another place, or the one side that the reference states and the candidate leaves out: a reader would
-    look in the wrong place, or not know where. A location in fewer or more words is the same."""
+    """Another place, or the one side that the reference states and the candidate's sentences leave out: a
+    reader would look in the wrong place, or not know where. A location in fewer or more words is the same."""
     one_sided = mine.side and not any(mention.side == "bilateral" for mention in mine.mentions)
-    return bool(one_sided and not theirs.side) or _apart(mine, theirs)
+    unsided = not theirs.side and mine.side not in theirs.beside
+    return bool(one_sided and unsided) or _apart(mine, theirs)
 
 
 def _apart(one: Claim, other: Claim) -> bool:
@@ -190,18 +193,26 @@ def _kin(one: Claim, other: Claim) -> bool:
     return not {(one.entity, other.entity), (other.entity, one.entity)}.isdisjoint(KIN)
 
 
+def _size_error(mine: Claim, theirs: Claim) -> bool | None:
+    """None when sizes agree or neither report states one; else whether the difference is significant."""
+    if not mine.sizes and not theirs.sizes:
+        return None
+    if not mine.sizes or not theirs.sizes:
+        return False
+    off = abs(mine.sizes[0] - theirs.sizes[0])
+    if off <= SIZE_SAME_MM:
+        return None
+    return off > SIZE_TOLERANCE_MM and off > SIZE_TOLERANCE * mine.sizes[0]
+
+
 def _grade_error(mine: Claim, theirs: Claim) -> bool | None:
     """None when severity, size, character and certainty agree; else whether the difference is significant."""
     worst: list[bool] = []
     if mine.severity != theirs.severity:
         stated = mine.severity in GRADES and theirs.severity in GRADES
         worst.append(stated and abs(GRADES[mine.severity] - GRADES[theirs.severity]) >= 1)
-    if bool(mine.sizes) != bool(theirs.sizes):
-        worst.append(False)
-    elif mine.sizes:
-        off = abs(mine.sizes[0] - theirs.sizes[0])
-        if off > SIZE_SAME_MM:
-            worst.append(off > SIZE_TOLERANCE_MM and off > SIZE_TOLERANCE * mine.sizes[0])
+    if (size := _size_error(mine, theirs)) is not None:
+        worst.append(size)
     for group in CHARACTERS:
         one, other = mine.attributes & group, theirs.attributes & group
         if one and other and not one & other:

@@ -15,10 +15,8 @@ from mu2llm.text.words import lexicon
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
 _BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
-_TAG = re.compile(r",[DL]?s?L?S(?=[,#(]|$)")  # "cyst, left kidney, 4 cm"
-_ORDINAL = re.compile(
-    "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|st|nd|rd|th"
-)  # "right fifth and sixth rib fractures"
+_TAG = re.compile(r",[DLwa]?s?L?S(?=[,#(]|$)")  # "cyst, left kidney, 4 cm", "atrophic, fatty pancreas"
+_ALIKE = ("ss", "SS", "ww", "w0")  # "left and right", "right fifth and sixth rib", "right 5th and 6th rib"
 _LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
 _LUNG_PLACES = (
     *("upper lobe", "middle lobe", "lower lobe", "upper and lower lobes", "upper and middle lobes"),
@@ -47,7 +45,9 @@ def territories(row: Row) -> list[Mention]:
         first, floor = at, places[-1][0] + 1 if places else 0
         while first > floor and row.clauses[first - 1] == row.clauses[at]:
             before = row.codes[first - 1]
-            joins = before in _LIST and first - 2 >= floor and _alike(row, first - 2, first)
+            joins = (
+                before in _LIST and first - 2 >= floor and row.codes[first - 2] + row.codes[first] in _ALIKE
+            )
             if before not in _BEFORE and not joins:
                 break
             first -= 1
@@ -92,14 +92,6 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         if row.spans[mentions[before].at].value == span.value and not _lung_place(row, words):
             return [replace(mention, entity=one.entity) for one in named(row, mentions, before)[:1]]
     return [replace(mention, entity=facts["default"])] if facts["default"] else []
-
-
-def _alike(row: Row, one: int, other: int) -> bool:
-    """Whether two spans are both sides, both sites or both ordinals."""
-    if row.codes[one] in "sS":
-        return row.codes[one] == row.codes[other]
-    following = row.word(other + 1) if row.codes[other] == "0" else row.word(other)
-    return all(_ORDINAL.fullmatch(word) for word in (row.word(one), following))
 
 
 def listed_with(row: Row, mention: Mention, following: Mention) -> bool:
