@@ -16,6 +16,7 @@ from mu2llm.evaluation.compare import compare
 from mu2llm.evaluation.drafts import Mode, draft_with_floors, load
 from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.evaluation.lengths import length_bias, length_statistics
+from mu2llm.evaluation.similarity import encoder_layer
 
 __all__ = ["compare", "evaluate", "find_judge"]
 
@@ -60,6 +61,8 @@ def evaluate(
     chosen = [study for study in read_jsonl(studies, Study) if study.split == split][:limit]
     if not chosen:
         raise ValueError(f"{studies} holds no study of the split {split!r}: choose a split that it has")
+    if bertscore and isinstance(lack := encoder_layer(bertscore), str):
+        print(f"evaluate: {lack}", flush=True)  # before the long work, not only in its result
     loaded = load(model)
     frames = FrameCache([study.volume for study in chosen], loaded.processor, cache) if cache else None
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
