@@ -57,11 +57,11 @@ def bertscore(
     `model` is the folder of an encoder (roberta-large in most papers), `layer` whose output is compared; by
     default the one of `LAYERS`. Texts are cut at the encoder's length.
     """
-    layer = encoder_layer(model) if layer is None else layer
-    if isinstance(layer, str):
-        return layer
+    known = encoder_layer(model) if layer is None else layer
+    if isinstance(known, str):
+        return known
     assert model is not None
-    vectors = _Vectors(Path(model), layer, batch_size).of([*references, *drafts])
+    vectors = _Vectors(Path(model), known, batch_size).of([*references, *drafts])
     return np.array([_greedy_f1(vectors[r], vectors[d]) for r, d in zip(references, drafts, strict=True)])
 
 
