@@ -163,9 +163,11 @@ def _sides(side: str) -> tuple[str, ...]:
 def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
     place = words - _NO_PLACE - set(finding.entity.split())
-    place |= {larger for part, larger in _WITHIN.items() if part in place}
+    facts = lexicon().entities[finding.entity]
+    within = _WITHIN | _SEGMENTS.get(facts["organ"], {})
+    place |= {larger for part, larger in within.items() if part in place}
     sides = _sides(finding.side)
-    if not lexicon().entities[finding.entity].get("sided"):
+    if not facts.get("sided"):
         # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
         place |= {finding.side} - {"", "bilateral"}
         sides = ("",)
@@ -188,6 +190,11 @@ def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
 
 _NO_PLACE = {"left", "right", "bilateral", "both", "and", "lobe", "lobes", "lung", "lungs"}
 _WITHIN = {"lingula": "upper", "apex": "upper", "base": "lower"}
+# In which lobe a numbered segment lies: of the liver left or right, of the lung upper or lower.
+_SEGMENTS = {
+    "liver": {**dict.fromkeys("234", "left"), **dict.fromkeys("5678", "right")},
+    "lungs": {**dict.fromkeys("123", "upper"), **dict.fromkeys(("6", "7", "8", "9", "10"), "lower")},
+}
 _SAME_PLACE = {"bases": "base", "apices": "apex"}
 
 
