@@ -28,7 +28,9 @@ SIGNS = {
     "pancreatic enlargement": {"pancreatitis"},
     "gallbladder wall thickening": {"cholecystitis"},
     "gallbladder distension": {"cholecystitis"},
+    "bowel wall thickening": {"colitis"},
     "consolidation": {"pneumonia"},
+    "honeycombing": {"interstitial lung disease"},
     "fat stranding": {
         *("appendicitis", "diverticulitis", "pancreatitis", "cholecystitis", "pyelonephritis", "colitis"),
     },
