@@ -55,11 +55,20 @@ def test_a_share_of_the_patients_is_kept_for_preferences_and_seen_by_nobody_else
     assert alone == [s for s in kept if s.study_id in patients(300)]  # others do not move a patient
 
 
-def test_a_share_of_none_keeps_nobody_and_one_that_leaves_nobody_is_an_error():
+@pytest.mark.parametrize("share", [1e-9, 0.5, 0.9])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_few_patients_one_falls_each_way(count, share):
+    studies = patients(count)
+    sides = [train_studies(studies, share, for_preferences=kept) for kept in (False, True)]
+    assert all(sides)
+    assert sum(map(len, sides)) == 2 * count
+
+
+def test_a_share_of_none_keeps_nobody_and_one_patient_cannot_be_parted():
     assert train_studies(patients(3)) == train_studies(patients(3), for_preferences=True)
     assert len(train_studies(patients(3))) == 6
-    with pytest.raises(ValueError, match="preference_share: 1e-09 leaves preferences no study"):
-        train_studies(patients(3), 1e-9, for_preferences=True)
+    with pytest.raises(ValueError, match="preference_share: 0.3 cannot part one patient .train0."):
+        train_studies(patients(1), 0.3)
     with pytest.raises(ValueError, match="no study of the train split"):
         train_studies(patients(3, "test"))
 
