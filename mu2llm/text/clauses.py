@@ -94,18 +94,29 @@ def _parts(codes: str, begin: int, index: int) -> bool:
 
 
 NODE_MM = 10.0  # short axis from which a lymph node counts as enlarged (RECIST 1.1)
-_ALSO_ATTRIBUTES = {"calcification": "calcified", "low density": "hypodense", "enlarged": "enlarged"}
+_SAID_NEXT = re.compile("[^,;]*[EHny]")
+_ALSO_ATTRIBUTES = {
+    "calcification": "calcified",
+    "low density": "hypodense",
+    "enlarged": "enlarged",
+    "nodular": "nodular",
+}
 
 
 def _settle(row: list[Span]) -> None:
-    """Words that depend on their neighbour: "No, there is", "ground-glass nodule", "calcified stone"."""
+    """Words that depend on their neighbour: "No, there is", "ground-glass nodule", "aneurysm repair"."""
     codes = "".join(span.code for span in row)
+    several = codes.find(":") if re.match("[^:]*[CO,][^:]*:", codes) else 0  # "Mediastinum and hila: ..."
     for index, span in enumerate(row):
         after = row[index + 1].code if index + 1 < len(row) else ""
         if index == 0 and span.code == "N" and after == ",":
             row[index] = span._replace(code="w")
         elif span.code == "N" and not after and index and row[index - 1].code == ":":
             row[index] = span._replace(code="M")  # "Pleural effusion: no."
+        elif span.code == "M" and span.value == "none" and _SAID_NEXT.match(codes, index + 1):
+            row[index] = span._replace(code="N")  # "lymph nodes, none enlarged"
+        elif (span.code in "EH" and after == "x") or (span.code == "L" and index < several):
+            row[index] = span._replace(code="w")
         elif span.code == "E" and span.value == "ground-glass opacity" and after == "H":
             row[index] = span._replace(code="a", value="ground-glass")
         elif span.code == "H" and span.value in _ALSO_ATTRIBUTES and _noun_follows(row, index + 1):
