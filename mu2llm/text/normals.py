@@ -25,6 +25,8 @@ def denied(row: Row, mentions: list[Mention]) -> list[dict[str, Any]]:
         if (code == "y") != negated or any(doubt in clause for doubt in "qUBW"):
             continue
         aspects = sorted({row.spans[i].value for i in range(begin, end) if row.codes[i] == "z"})
+        if row.spans[at].value == "patent":
+            aspects = ["patency"]
         kinds = [f"normal_{aspect}" for aspect in aspects] or ["normal"]
         side, location = place(row, range(begin, at))
         for site in _sites(row, mentions, at):

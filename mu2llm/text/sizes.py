@@ -25,6 +25,9 @@ def sizes_of(
     alone = [other.clause for other in mentions].count(mention.clause) == 1
     told = _sizes(row, range(*row.bounds(mention.clause)) if alone else own)
     told = told or _sizes(row, going_on(row, mentions, mention))
+    for behind in [other for other in mentions if other.at > mention.at][:1]:
+        if not told and nature_of(row, mention, behind):  # "lesions compatible with cysts, the largest 2 cm"
+            told = _sizes(row, [*range(behind.first, behind.end), *going_on(row, mentions, behind)])
     before = [other for other in mentions if other.at < mention.at][-1:]
     if not told and before and nature_of(row, before[0], mention):
         told = _sizes(row, range(before[0].first, mention.first))
