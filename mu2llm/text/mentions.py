@@ -57,6 +57,9 @@ def territories(row: Row) -> list[Mention]:
     for index, (at, first) in enumerate(places):
         limit = places[index + 1][1] if index + 1 < len(places) else len(row.codes)
         end = min(limit, row.bounds(row.clauses[at])[1])
+        reached = row.codes.find("t", at, end)
+        if reached > 0 and set("sSL") & set(row.codes[at + 1 : reached]):
+            end = reached
         mentions.append(Mention(at, row.clauses[at], first, max(end, at + 1)))
     return mentions
 
@@ -141,9 +144,10 @@ def _site(row: Row, i: int) -> str:
     """The organ that a span names, if any; a lobe is the lung's."""
     if row.codes[i] == "S":
         return str(row.spans[i].value)
-    if row.codes[i] != "L" or row.spans[i].value not in _LUNG_PLACES:
-        return ""
-    return "" if row.spans[i].value == "hilum" and row.codes[i - 1 : i] == "S" else "lungs"  # "splenic hilum"
+    place = row.spans[i].value if row.codes[i] == "L" else ""
+    if place in _LUNG_PLACES and not (place == "hilum" and row.codes[i - 1 : i] == "S"):  # "splenic hilum"
+        return "lungs"
+    return "peritoneum" if str(place).endswith("quadrant") else ""
 
 
 def _shared(row: Row, mentions: list[Mention], index: int, facts: dict[str, Any]) -> list[int]:

@@ -29,8 +29,9 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
     codes, spans = row.codes, row.spans
     severities = [spans[i].value for i in own if codes[i] == "g" and not _is_adverb(row, i)]
     attributes = [spans[i].value for i in own if codes[i] == "a"]
-    if codes[mention.at] == "H" and "attribute" in lexicon().heads[spans[mention.at].value]:
-        attributes.insert(0, lexicon().heads[spans[mention.at].value]["attribute"])
+    kind = lexicon().heads[spans[mention.at].value].get("attribute") if codes[mention.at] == "H" else None
+    if kind and mention.entity != spans[mention.at].value:  # a metastasis is not called metastatic
+        attributes.insert(0, kind)
     if any(codes[i] == "q" for i in own):
         attributes.append("other")  # "no other nodule" does not deny the one before
     comparison = _comparison(row, mentions, mention) or grown(row, mentions, mention, sizes)

@@ -11,6 +11,17 @@ _THEN = re.compile("previous|prior|before|earlier")
 _NOW = re.compile(r"\b(?:now|currently)\W+(?:\w+\W+){0,3}$", re.I)
 _FROM = re.compile(r"\s*from (?!\d)")
 _OF_THE_WALL = re.compile(r"wall (thickness)\W+(?:\w+\W+){0,2}$", re.I)
+_THINGS = (
+    "nodule",
+    "nodular",
+    "mass",
+    "lesion",
+    "hypodensity",
+    "hyperdensity",
+    "area",
+    "shadow",
+    "fluid collection",
+)
 _GOES_ON = re.compile(
     r"[\s,;(]*(?:with )?(?:the |an? )?(?:largest|larger|biggest|greatest|thickest|maximum|maximal|longest"
     r"|one|each|which|it|they|both|the two|measur|up to|now)\b",
@@ -29,12 +40,17 @@ def sizes_of(
         if not told and nature_of(row, mention, behind):  # "lesions compatible with cysts, the largest 2 cm"
             told = _sizes(row, [*range(behind.first, behind.end), *going_on(row, mentions, behind)])
     before = [other for other in mentions if other.at < mention.at][-1:]
-    if not told and before and nature_of(row, before[0], mention):
+    if not told and before and _is_a_thing(row, before[0]) and nature_of(row, before[0], mention):
         told = _sizes(row, range(before[0].first, mention.first))
     if not told and site_in_lead(mentions, mention):  # "the aorta measures 4.5 cm and is dilated"
         codes = row.codes
         told = [row.spans[i].value for i in lead if codes[i] == "#" and codes[max(i - 1, 0)] in "VP"][:1]
     return told
+
+
+def _is_a_thing(row: Row, mention: Mention) -> bool:
+    """Whether a mention is of the kind whose nature is told: a lesion, but not a dilatation."""
+    return row.spans[mention.at].value in _THINGS
 
 
 def going_on(row: Row, mentions: list[Mention], mention: Mention) -> range:

@@ -36,6 +36,7 @@ CODES = {
     "procedure": "x",
     "nature": "e",
     "distance": "d",
+    "reaching": "t",
     "comparison": "c",
     "earlier": "p",
     "severity": "g",
