@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mu2llm.text.clauses import read_row
 from mu2llm.text.mentions import named, territories
 from mu2llm.text.normals import denied
-from mu2llm.text.qualities import qualities
+from mu2llm.text.qualities import by_side, qualities
 from mu2llm.text.sentences import Sentence, split
 from mu2llm.text.words import lexicon
 
@@ -97,7 +97,7 @@ def _of_sentence(sentence: str, heading: str) -> tuple[Finding, ...]:
         row = read_row(f"{heading} {sentence}")
     mentions = territories(row)
     spoken = [mention for index in range(len(mentions)) for mention in named(row, mentions, index)]
-    said = [qualities(row, mentions, mention) for mention in spoken]
+    said = [one for mention in spoken for one in by_side(row, mention, qualities(row, mentions, mention))]
     said += [no for no in denied(row, spoken) if not any(_same_place(no, other) for other in said)]
     found: list[Finding] = []
     for finding in (

@@ -11,6 +11,7 @@ from mu2llm.text.words import lexicon
 
 _CHANGE_BEFORE = re.compile(r"c[PDAwzpKOV]*$")
 _SEEN_BEFORE = re.compile("pK?[gasSL#]*$")  # "the previously seen nodule is not visualized"
+_EACH_SIDE = re.compile("([g#])P?D?(s)[CO,]+([g#])P?D?(s)")
 _CHANGES = ("enlarged", "atrophic", "dilated")  # heads that can tell what has become of a mention before
 _CHANGE_OF_ALL = re.compile(r"c[zw]*PD?[pK]?$")  # "no change in the nodule and the cyst"
 
@@ -45,6 +46,20 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
         "attributes": tuple(dict.fromkeys(attributes)),
         "comparison": comparison,
     }
+
+
+def by_side(row: Row, mention: Mention, fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """A mention's fields, for each side where each is told how large it is: "small right and trace left
+    effusions", "effusions, 3 cm on the right and 2 cm on the left"."""
+    each = _EACH_SIDE.search(row.codes, mention.first, mention.end)
+    if not each or fields["side"] != "bilateral":
+        return [fields]
+    found = []
+    for how, side in ((1, 2), (3, 4)):
+        told = row.spans[each.start(how)]
+        large = {"sizes_mm": tuple(told.value)} if told.code == "#" else {"severity": told.value}
+        found.append(fields | {"side": row.spans[each.start(side)].value, "location": ""} | large)
+    return found
 
 
 def _after(row: Row, mentions: list[Mention], mention: Mention) -> range:
