@@ -123,14 +123,17 @@ def _settle(row: list[Span]) -> None:
             row[index] = span._replace(code="a", value=_ALSO_ATTRIBUTES[span.value])
         elif span.code == "c" and span.value == "increased" and "S" in codes and not set("EH") & set(codes):
             row[index] = span._replace(code="H", value="enlarged")  # "the heart has enlarged since"
-        elif span.code == "S" and span.value == "lymph nodes" and _short_axis(row[index:]) >= NODE_MM:
+        elif span.code == "S" and span.value == "lymph nodes" and _short_axis(row, index) >= NODE_MM:
             row[index] = span._replace(code="E", value="lymphadenopathy")
 
 
-def _short_axis(row: list[Span]) -> float:
-    """The smaller diameter that is told of the first span, in mm; 0 where another finding comes first or the
-    size is only a bound ("less than 1 cm")."""
-    for index, span in enumerate(row):
+def _short_axis(row: list[Span], at: int) -> float:
+    """The smaller diameter that is told of a span, in mm; 0 where another finding comes first or the size is
+    only a bound ("less than 1 cm")."""
+    before = re.search("#[asLS]*$", "".join(span.code for span in row[:at]))
+    if before:  # "a 12 mm right paratracheal lymph node"
+        return min(row[before.start()].value)
+    for index, span in enumerate(row[at:], at):
         if span.code in "EHN":
             break
         if span.code == "#":

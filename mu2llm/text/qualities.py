@@ -89,8 +89,9 @@ def _status(row: Row, mentions: list[Mention], mention: Mention) -> str:
         # "likely pneumonia" holds for what follows; "pneumonia is likely" for what precedes.
         looks_ahead = any(i < other.at < end for other in mentions)
         kinds = ("w", "a") if looks_ahead else ("w", "a", "A")
-        if row.codes[i - 1] == "," and row.codes[i + 1 : i + 2] in kinds:
-            continue  # "effusion, likely physiologic", "lesion, likely an island": it is there
+        nature = row.codes[i - 1] == "," and row.codes[i + 1 : i + 2] in kinds
+        if nature or (not looks_ahead and row.codes[i - 1 : i + 2] == "VBa"):
+            continue  # "effusion, likely physiologic", "the lesion is likely benign": it is there
         if (i < mention.at) if looks_ahead else (i > mention.at):
             return "absent" if denied else "uncertain"
     return "absent" if denied else "present"

@@ -9,7 +9,7 @@ from mu2llm.text.places import site_in_lead
 
 _THEN = re.compile("previous|prior|before|earlier")
 _NOW = re.compile(r"\b(?:now|currently)\W+(?:\w+\W+){0,3}$", re.I)
-_FROM = re.compile(r"\s*from (?!\d)")
+_OF_ELSE = re.compile(r"\s*from (?!\d)|\s*(?:\w+\s+){0,2}component")
 _OF_THE_WALL = re.compile(r"wall (thickness)\W+(?:\w+\W+){0,2}$", re.I)
 _THINGS = (
     "nodule",
@@ -83,11 +83,12 @@ def _sizes(row: Row, where: Iterable[int]) -> list[tuple[float, ...]]:
 
 
 def _is_distance(row: Row, i: int) -> bool:
-    """ "3 cm above the carina", "2 cm from the pleura", "a wall thickness of 4 mm"; not "9 mm from 5 mm"."""
+    """Whether a length is none of the finding: "3 cm above the carina", "2 cm from the pleura", "a wall
+    thickness of 4 mm", "a 4 mm solid component"; but not "9 mm from 5 mm"."""
     wall = _OF_THE_WALL.search(row.text, 0, row.spans[i].start)
     if wall and not any(span.start <= wall.start(1) < span.end for span in row.spans if span.code in "EH"):
         return True
-    return row.codes[i + 1 : i + 2] == "d" or _FROM.match(row.text, row.spans[i].end) is not None
+    return row.codes[i + 1 : i + 2] == "d" or _OF_ELSE.match(row.text, row.spans[i].end) is not None
 
 
 def _now(row: Row, i: int) -> tuple[float, ...]:
