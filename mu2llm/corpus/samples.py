@@ -6,7 +6,7 @@ from typing import Any, Literal
 from mu2llm.corpus.answers import Draft
 from mu2llm.corpus.citations import Claim, read_claims, sample_id, verify, without_marks
 from mu2llm.corpus.evidence import Evidence
-from mu2llm.corpus.phrases import region
+from mu2llm.corpus.phrases import region as region_of
 from mu2llm.corpus.providers import Provider
 from mu2llm.corpus.translation import translate_sample
 from mu2llm.data.records import REPORT_QUESTION, Sample, Study
@@ -20,13 +20,11 @@ def report_sample(study: Study, evidence: Evidence, provenance: dict[str, str]) 
 
 
 def vqa_sample(study: Study, evidence: Evidence, draft: Draft, provenance: dict[str, str]) -> dict[str, Any]:
+    """A draft's question and answer."""
     texts = {"thinking": draft.thinking, "answer": draft.answer}
     claims = [claim for part, text in texts.items() for claim in read_claims(part, text)]
-    sample = finished(study, evidence, "vqa", draft.question.text, texts, claims, provenance)
-    sample["region"] = region(draft.question.entity)
-    ids = {one for claim in claims for one in claim.ids}
-    sample["evidence"] = [item for item in sample["evidence"] if item["id"] in ids]
-    return sample | {"sample_id": sample_id(sample)}
+    about = region_of(draft.question.entity)
+    return finished(study, evidence, "vqa", draft.question.text, texts, claims, provenance, about)
 
 
 def finished(
@@ -37,8 +35,11 @@ def finished(
     texts: dict[str, str],
     claims: list[Claim],
     provenance: dict[str, str],
+    region: str = "",
 ) -> dict[str, Any]:
-    """A sample: the marks leave its text and become its citations."""
+    """A sample: the marks leave its text and become its citations. Of the evidence, a `vqa` sample keeps what
+    it cites, the others all."""
+    cited = {one for claim in claims for one in claim.ids}
     sample = vars(
         Sample(
             sample_id="",
@@ -47,8 +48,9 @@ def finished(
             task=task,
             question=question,
             answer=without_marks(texts["answer"]),
+            region=region,
             thinking=without_marks(texts.get("thinking", "")),
-            evidence=evidence.items(),
+            evidence=[item for item in evidence.items() if task != "vqa" or item["id"] in cited],
             citations=[{"part": c.part, "sentence": c.text, "ids": list(c.ids)} for c in claims],
             provenance={"stage": {"vqa": "refine"}.get(task, task)} | provenance,
         )

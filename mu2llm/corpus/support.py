@@ -148,12 +148,14 @@ def bears_on(claim: str, sentence: str) -> bool:
     return bool(said.words & source.words)
 
 
+@lru_cache(maxsize=16384)
 def asks_follow_up(sentence: str) -> bool:
     """Whether a report's sentence asks for follow-up of any kind."""
     words = lexicon()
     return bool(words.follow_up.search(sentence)) and not words.no_follow_up.search(sentence)
 
 
+@lru_cache(maxsize=16384)
 def denies_follow_up(claim: str) -> bool:
     """Whether a claim says that no follow-up is asked for."""
     return bool(lexicon().no_follow_up.search(claim))
