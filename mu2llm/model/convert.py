@@ -33,10 +33,6 @@ def convert(source: str | Path, target: str | Path, *, image_token_id: int | Non
     if image_token_id is None:
         image_token_id = _placeholder(source, tokenizer)
     config = translate_config(published, tensors, image_token_id)
-    if not 0 <= image_token_id < config.text_config.vocab_size:
-        raise ValueError(
-            f"--volume-token-id {image_token_id}: the decoder has {config.text_config.vocab_size} tokens"
-        )
     check_whole(config, tensors, unused)
     processor = _processor(source, tokenizer, config) if tokenizer else None
     config.architectures = ["Mu2ForConditionalGeneration"]
@@ -115,9 +111,19 @@ def load_vision_tower(tower: VisionTower, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no vision weights at {path}: expected M3D-CLIP's pretrained_ViT.bin")
-    tensors = {rename(TOWER + name): tensor for name, tensor in read_file(path).items()}
+    found = read_file(path)
+    tensors = {rename(TOWER + name): tensor for name, tensor in found.items()}
     ours = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
-    check_tensors(ours, tensors)
+    if ours.keys().isdisjoint(tensors):
+        own = rename(next(iter(ours)), reverse=True).removeprefix(TOWER)
+        raise ValueError(
+            f"{path} holds no tensor of a 3D ViT under its name in M3D-CLIP, such as {own!r}, but "
+            f"{next(iter(found), 'none')!r}: give M3D-CLIP's pretrained_ViT.bin, or rename its tensors"
+        )
+    try:
+        check_tensors(ours, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     tower.load_state_dict({name.removeprefix("vision_tower."): tensor for name, tensor in tensors.items()})
 
 

@@ -106,7 +106,10 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
             )
-        asked = len(pixel_values) if volume_index is None else len(volume_index)
+        asked = len(pixel_values)
+        if volume_index is not None:
+            _check_index(volume_index, asked)
+            asked = len(volume_index)
         _check_question(question_ids, question_mask, asked)
         refined = self.refine(pixel_values)
         refined = refined if volume_index is None else refined[volume_index]
@@ -269,6 +272,15 @@ def _check_question(ids: Tensor, mask: Tensor | None, volumes: int) -> None:
         )
     if mask is not None and not bool(mask.any(dim=1).all()):
         raise ValueError("question_mask leaves a row without any token: 1 marks the question's tokens")
+
+
+def _check_index(index: Tensor, volumes: int) -> None:
+    whole = index.ndim == 1 and index.dtype in (torch.int64, torch.int32)
+    if not whole or not bool(((index >= 0) & (index < volumes)).all()):
+        raise ValueError(
+            f"volume_index is {index.tolist()}: give each question one whole number from 0 to {volumes - 1}, "
+            "its volume's place in pixel_values"
+        )
 
 
 def _length(cache: Any) -> int:

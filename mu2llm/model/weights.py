@@ -46,6 +46,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def weight_files(folder: Path, single: str = SAFETENSORS) -> list[Path]:
     """The file or the shards of one form of weights; none where the folder has not that form."""
+    if (folder / single).is_dir():
+        raise ValueError(f"{folder / single} is a folder, not a file of tensors: copy the checkpoint again")
     if (folder / single).exists():
         return [folder / single]
     index = folder / f"{single}.index.json"

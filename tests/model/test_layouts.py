@@ -225,27 +225,52 @@ def test_older_and_wrapped_bin_files_are_read(tmp_path, published, form):
     assert_same(load_file(tmp_path / "back" / "model.safetensors"), published)
 
 
-@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_torn_and_foreign_weights_are_refused_with_their_path(tmp_path, single, data):
-    """Garbage, and a whole file cut or changed anywhere."""
+def whole_file(single, data):
     whole = io.BytesIO()
     tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
     if single.endswith("bin"):
         torch.save(tensors, whole, _use_new_zipfile_serialization=data.draw(st.booleans()))
     else:
         whole.write(safetensors_bytes(tensors))
-    content = whole.getvalue()
-    cut = data.draw(st.integers(0, len(content) - 1))
-    torn = data.draw(
-        st.sampled_from([content[:cut], data.draw(st.binary(max_size=99)), b"\0" * cut + content])
-    )
+    return whole.getvalue()
+
+
+FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("fault", ["cut", "preceded", "foreign"])
+@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
+@FUZZ
+@given(data=st.data())
+def test_torn_and_foreign_weights_are_refused_with_their_path(tmp_path, single, fault, data):
+    """A whole file that ends anywhere before its end, or has zeros before it; bytes of something else."""
+    content = whole_file(single, data)
+    size = data.draw(st.integers(0, len(content) - 1))
+    torn = {
+        "cut": content[:size],
+        "preceded": b"\0" * (size + 1) + content,
+        "foreign": data.draw(st.binary(max_size=99)),
+    }[fault]
     (tmp_path / single).write_bytes(torn)
-    try:
+    with pytest.raises(ValueError, match="copy it again") as error:
         read_tensors(tmp_path)
+    assert str(tmp_path / single) in str(error.value)
+
+
+@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
+@FUZZ
+@given(data=st.data())
+def test_a_changed_byte_is_read_or_refused_with_its_path(tmp_path, single, data):
+    """Never another error: a byte of a tensor's own makes another number, any other a broken file."""
+    content = bytearray(whole_file(single, data))
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    (tmp_path / single).write_bytes(content)
+    try:
+        found = read_tensors(tmp_path)
     except ValueError as error:
-        assert single in str(error) and str(tmp_path) in str(error)
+        assert str(tmp_path / single) in str(error)
+    else:
+        assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
 
 
 class Harm:
@@ -414,7 +439,7 @@ def test_the_tower_of_m3d_clip_is_read_by_name(tmp_path, published, name):
     assert not vit
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "other names"])
 def test_a_tower_that_does_not_fit_is_refused(tmp_path, published, fault):
     convert(GOLDEN, tmp_path / "ours", image_token_id=319)
     model = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "ours")
@@ -423,9 +448,27 @@ def test_a_tower_that_does_not_fit_is_refused(tmp_path, published, fault):
         del vit["norm.weight"]
     elif fault == "unexpected":
         vit["blocks.0.norm_cross_attn.weight"] = torch.zeros(1)
-    else:
+    elif fault == "shape":
         vit["norm.weight"] = torch.zeros(3)
+    elif fault == "other names":
+        vit = {f"module.{name}": tensor for name, tensor in vit.items()}
     torch.save(vit, tmp_path / "vit.bin")
     path = tmp_path / ("vit.bin" if fault != "no file" else "absent.bin")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"norm|no vision weights"):
+    message = {
+        "missing": r"norm\.weight is missing",
+        "unexpected": r"norm_cross_attn\.weight is not part of the model",
+        "shape": r"norm\.weight is \(3,\)",
+        "no file": "no vision weights at",
+        "other names": r"no tensor of a 3D ViT .* but 'module\..*rename its tensors",
+    }
+    with pytest.raises((ValueError, FileNotFoundError), match=message[fault]) as error:
         load_vision_tower(model.vision_tower, path)
+    assert str(path) in str(error.value)
+
+
+def test_a_folder_is_not_taken_for_weights(tmp_path, published):
+    source = write(tmp_path / "source", published)
+    (source / "model.safetensors").rename(tmp_path / "aside")
+    (source / "model.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"model\.safetensors is a folder, not a file of tensors: copy"):
+        convert(source, tmp_path / "ours", image_token_id=319)
