@@ -44,7 +44,7 @@ def assemble(
         sizes: of `Mu2Config`; published ones where not given.
     """
     decoder = Path(decoder)
-    kind = read_config(decoder).get("model_type")
+    kind = str(read_config(decoder).get("model_type"))
     if kind == Mu2Config.model_type:
         raise ValueError(
             f"{decoder} holds a whole μ²LLM, which needs no assembling: train from that folder, or name the "

@@ -5,6 +5,7 @@ stand at the placeholders of `input_ids`.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from mu2llm.model.configuration import Mu2Config
 from mu2llm.model.explain import saliency
 from mu2llm.model.refiner import Refiner, Selection
 from mu2llm.model.vision import Projector, VisionTower
+from mu2llm.model.weights import follow_umask
 
 
 class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -81,6 +83,12 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
+
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
+        """As transformers', with weights that others may read where the umask says so."""
+        super().save_pretrained(save_directory, **settings)
+        if settings.get("is_main_process", True):
+            follow_umask(Path(save_directory))
 
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
         """Frames (B, T, K, H, W) → projected tokens (B, T, N, D), which no question has touched."""

@@ -5,6 +5,7 @@ Nothing is unpickled but tensors (`weights_only`).
 """
 
 import json
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,13 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 f"{path}: {name!r} is a {type(value).__name__}, not a tensor: keep the tensors alone in it"
             )
     return dict(found)
+
+
+def follow_umask(folder: Path) -> None:
+    """Gives a folder's safetensors, which the library makes 0600, the mode of the config.json beside them."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

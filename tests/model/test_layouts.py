@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -331,7 +334,7 @@ def test_a_name_that_is_not_the_models_is_not_written_back(tmp_path):
 def test_a_used_folder_and_an_idle_option_are_refused(tmp_path, capsys):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="used is not empty"):
+    with pytest.raises(OSError, match="used is not empty"):
         convert(GOLDEN, tmp_path / "used", image_token_id=319)
     assert len(list((tmp_path / "used").iterdir())) == 1
     convert(GOLDEN, tmp_path / "ours", image_token_id=319)
@@ -381,6 +384,45 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, published):
     source = write(tmp_path / "source", published)
     with pytest.raises(ValueError, match="one folder"):
         convert(source, tmp_path / "source", image_token_id=319)
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, published, existing):
+    """Broken off in the middle of the weights, by a limit on a file; the second try succeeds."""
+    source = write(tmp_path / "source", published)
+    if existing:
+        (tmp_path / "ours").mkdir()
+    command = [sys.executable, "-m", "mu2llm.cli", "convert", str(source), str(tmp_path / "ours")]
+    command += ["--volume-token-id", "319"]
+    limit = ["bash", "-c", 'trap "" XFSZ; ulimit -f 512; "$@"', "bash"]
+    broken = subprocess.run([*limit, *command], capture_output=True, text=True)
+    assert broken.returncode != 0 and broken.stderr.startswith("mu2: error: "), broken.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"] * existing + ["source"]
+    assert not list(tmp_path.glob("ours/*"))
+    subprocess.run(command, check=True)
+    Mu2ForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "source"]
+
+
+def test_a_mount_point_is_refused_as_a_target():
+    with pytest.raises(OSError, match=r"/proc is a mount point, .* name a folder in it"):
+        convert(GOLDEN, "/proc", image_token_id=319)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_follow_the_umask(tmp_path, published, mask):
+    source = write(tmp_path / "source", published)
+    before = os.umask(mask)
+    try:
+        convert(source, tmp_path / "ours", image_token_id=319)
+        revert(tmp_path / "ours", tmp_path / "back")
+        for part in build_tiny(["The lungs are clear."], width=32, vision_layers=1, text_layers=1):
+            part.save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    files = [file for name in ("ours", "back", "saved") for file in (tmp_path / name).iterdir()]
+    assert sum(file.suffix == ".safetensors" for file in files) == 4
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~mask)}
 
 
 def test_a_file_is_not_taken_for_the_target(tmp_path, capsys):
