@@ -1,5 +1,6 @@
 """The model with transformers' own tools: generation, checkpointing, LoRA, compile, device maps, ZeRO-3."""
 
+import copy
 import inspect
 import json
 import re
@@ -105,6 +106,104 @@ def test_generation_goes_on_from_the_cache_of_a_volume(pair, frames):
         ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=4, do_sample=False
     )
     assert torch.equal(rest, whole)
+
+
+@pytest.fixture(scope="module")
+def spoken(pair):
+    """A model whose every token depends on what went before, on the volume too."""
+    model = copy.deepcopy(pair[0])
+    torch.manual_seed(5)
+    for parameter in model.language_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("size", [1, 4, 500])
+def test_a_prompt_may_be_read_in_chunks(pair, spoken, frames, size):
+    """Chunks that end among the visual tokens, in rows of unequal questions."""
+    batch = pair[1](frames, QUESTIONS)
+    whole = new_tokens(spoken, batch, do_sample=False)
+    assert torch.equal(new_tokens(spoken, batch, do_sample=False, prefill_chunk_size=size), whole)
+    other = new_tokens(spoken, pair[1](frames[::-1], QUESTIONS), do_sample=False, prefill_chunk_size=size)
+    assert not torch.equal(other, whole)
+
+
+def test_a_volume_may_follow_a_text_that_the_cache_holds(pair, spoken, frames):
+    """The ids may be the whole sequence, or only those behind the cache."""
+    batch = pair[1](frames[:1], QUESTIONS[:1])
+    before = torch.tensor([[1, 20, 30, 40]])
+    ids = torch.cat([before, batch["input_ids"]], dim=1)
+    settings = {"max_new_tokens": 9, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    volume = {name: batch[name] for name in ("pixel_values", "question_ids", "question_mask")}
+    whole = spoken.generate(ids, **volume, **settings)[:, ids.shape[1] :]
+    for given in (ids, batch["input_ids"]):
+        with torch.no_grad():
+            cache = spoken(input_ids=before, use_cache=True).past_key_values
+        found = spoken.generate(given, past_key_values=cache, **volume, **settings)
+        assert torch.equal(found[:, given.shape[1] :], whole)
+
+
+def smaller(model, processor):
+    torch.manual_seed(7)
+    return build_tiny(TEXTS, width=16, vision_layers=1, text_layers=1, num_query_tokens=8)[0].eval()
+
+
+def sure(model):
+    """As an assistant it guesses on, however unsure it is."""
+    model.generation_config.assistant_confidence_threshold = 0
+    return model
+
+
+ASSISTANTS = {
+    "itself": lambda model, processor: model,
+    "a copy": lambda model, processor: sure(copy.deepcopy(model)),
+    "a smaller one": smaller,
+    "a decoder alone": lambda model, processor: copy.deepcopy(model.language_model),
+}
+
+
+@pytest.mark.parametrize("name", ASSISTANTS)
+def test_an_assistant_changes_no_token(pair, spoken, frames, monkeypatch, name):
+    batch = pair[1](frames[:1], QUESTIONS[:1])
+    alone = new_tokens(spoken, batch, do_sample=False, eos_token_id=None)
+    assistant = ASSISTANTS[name](spoken, pair[1])
+    steps = []
+    forward = spoken.forward
+
+    def watched(*args, **kwargs):
+        steps.append(1)
+        return forward(*args, **kwargs)
+
+    watched.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(spoken, "forward", watched)
+    found = new_tokens(spoken, batch, do_sample=False, eos_token_id=None, assistant_model=assistant)
+    assert torch.equal(found, alone)
+    if name == "a copy":  # which sees the volume too: all that it guesses is right
+        assert len(steps) == 1
+
+
+def test_guesses_from_the_prompt_change_no_token(pair, spoken, frames):
+    batch = pair[1](frames[:1], ["Write the report of this CT. Write the report of this CT."])
+    alone = new_tokens(spoken, batch, do_sample=False)
+    assert torch.equal(new_tokens(spoken, batch, do_sample=False, prompt_lookup_num_tokens=3), alone)
+
+
+def test_what_generate_cannot_do_is_refused(pair, spoken, frames):
+    batch = pair[1](frames[:1], QUESTIONS[:1])
+    for settings, message in (
+        ({"assistant_early_exit": 1}, "assistant_early_exit needs a decoder trained for it"),
+        ({"generation_config": GenerationConfig(token_healing=True)}, "token_healing writes the prompt anew"),
+        ({"prefill_chunk_size": 4, "use_cache": False}, "Cannot use prefill chunking without a cache"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spoken.generate(**batch, **settings)
+    visual = torch.rand(1, 8, 32)
+    ids = {"input_ids": batch["input_ids"], "visual_tokens": visual, "assistant_model": smaller(*pair)}
+    with pytest.raises(ValueError, match="assistant_model makes its own: give pixel_values"):
+        spoken.generate(**ids)
+    embeds = spoken.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(ValueError, match="inputs_embeds and a volume came together"):
+        spoken(inputs_embeds=embeds, visual_tokens=visual)
 
 
 @torch.no_grad()
@@ -229,7 +328,9 @@ def test_lora_on_the_decoder_learns_merges_and_is_saved_as_a_whole_model(pair, f
     assert losses[-1] < losses[0]
     with torch.no_grad():
         expected = tuned.eval()(**batch).logits
+        said = new_tokens(tuned, processor(frames, QUESTIONS), do_sample=False)
         merged = tuned.merge_and_unload()
+        assert torch.equal(new_tokens(merged, processor(frames, QUESTIONS), do_sample=False), said)
         merged.save_pretrained(tmp_path / "merged")
         again = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
         assert torch.allclose(again(**batch).logits, expected, atol=1e-5)
