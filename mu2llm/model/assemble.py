@@ -51,7 +51,10 @@ def assemble(
             "folder of a causal language model alone"
         )
     if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{decoder} holds a {kind!r}, which transformers knows as no causal language model")
+        raise ValueError(
+            f"{decoder} holds a {kind!r}, which transformers knows as no causal language model: name a "
+            "decoder's folder; a published μ²LLM is whole and needs `mu2 convert`"
+        )
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     tokenizer.add_special_tokens({"extra_special_tokens": [PLACEHOLDER]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:

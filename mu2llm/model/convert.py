@@ -41,6 +41,8 @@ def convert(source: str | Path, target: str | Path, *, image_token_id: int | Non
 
 def _convert(source: Path, target: Path, image_token_id: int | None) -> None:
     published = read_config(source)
+    if published.get("model_type") == Mu2Config.model_type:
+        raise ValueError(f"{source} is in our layout already: give --reverse to have the published one back")
     tensors = {rename(name): tensor for name, tensor in read_tensors(source).items()}
     unused = {name: tensors.pop(name) for name in list(tensors) if UNUSED.match(name)}
     tokenizer = _tokenizer(source)

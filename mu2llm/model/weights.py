@@ -6,6 +6,7 @@ Nothing is unpickled but tensors (`weights_only`).
 
 import json
 import stat
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def read_file(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
     mapped = zipfile.is_zipfile(path)  # older ones are a stream, which cannot be mapped
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's protocol, where the bytes are torn
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # broken bytes may raise anything
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(

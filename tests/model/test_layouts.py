@@ -439,6 +439,9 @@ def test_a_placeholder_outside_the_vocabulary_is_refused(tmp_path, token):
 
 
 def test_a_foreign_folder_is_refused(tmp_path, published):
+    convert(GOLDEN, tmp_path / "done", image_token_id=319)
+    with pytest.raises(ValueError, match="done is in our layout already: give --reverse"):
+        convert(tmp_path / "done", tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         convert(tmp_path, tmp_path / "ours", image_token_id=319)
     config = golden_config()
