@@ -1,19 +1,12 @@
 """Every form in which a published checkpoint may lie on disk is read, and written back bit for bit."""
 
-import io
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as safetensors_bytes
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
 from mu2llm.cli import main
@@ -21,43 +14,13 @@ from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.model.convert import convert, load_vision_tower, revert
 from mu2llm.model.published import TOWER, UNUSED, check_whole, rename, translate_config
 from mu2llm.model.tiny import build_tiny
-from mu2llm.model.weights import read_tensors
+from tests.model.checkpoints import GOLDEN, golden_config, write
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 DECODERS = {
     "u2llama": "llama",
     "u2Qwen3": "qwen3",
     "u2phi3": "phi3",
 }
-
-
-@pytest.fixture(scope="module")
-def published():
-    return load_file(GOLDEN / "model.safetensors")
-
-
-def golden_config():
-    return json.loads((GOLDEN / "config.json").read_text())
-
-
-def write(folder, tensors, config=None, form="safetensors"):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config or golden_config()))
-    single, save = {
-        "safetensors": ("model.safetensors", save_file),
-        "bin": ("pytorch_model.bin", torch.save),
-    }[form.removesuffix(" sharded")]
-    if not form.endswith("sharded"):
-        save(tensors, folder / single)
-        return folder
-    names = sorted(tensors)
-    stem, ending = single.rsplit(".", 1)
-    shards = {f"{stem}-{i + 1:05}-of-00002.{ending}": names[i::2] for i in range(2)}
-    for shard, part in shards.items():
-        save({name: tensors[name] for name in part}, folder / shard)
-    where = {name: shard for shard, part in shards.items() for name in part}
-    (folder / f"{single}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return folder
 
 
 def assert_same(found, expected):
@@ -228,91 +191,6 @@ def test_older_and_wrapped_bin_files_are_read(tmp_path, published, form):
     assert_same(load_file(tmp_path / "back" / "model.safetensors"), published)
 
 
-def whole_file(single, data):
-    whole = io.BytesIO()
-    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
-    if single.endswith("bin"):
-        torch.save(tensors, whole, _use_new_zipfile_serialization=data.draw(st.booleans()))
-    else:
-        whole.write(safetensors_bytes(tensors))
-    return whole.getvalue()
-
-
-FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.mark.parametrize("fault", ["cut", "preceded", "foreign"])
-@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
-@FUZZ
-@given(data=st.data())
-def test_torn_and_foreign_weights_are_refused_with_their_path(tmp_path, single, fault, data):
-    """A whole file that ends anywhere before its end, or has zeros before it; bytes of something else."""
-    content = whole_file(single, data)
-    size = data.draw(st.integers(0, len(content) - 1))
-    torn = {
-        "cut": content[:size],
-        "preceded": b"\0" * (size + 1) + content,
-        "foreign": data.draw(st.binary(max_size=99)),
-    }[fault]
-    (tmp_path / single).write_bytes(torn)
-    with pytest.raises(ValueError, match="copy it again") as error:
-        read_tensors(tmp_path)
-    assert str(tmp_path / single) in str(error.value)
-
-
-@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
-@FUZZ
-@given(data=st.data())
-def test_a_changed_byte_is_read_or_refused_with_its_path(tmp_path, single, data):
-    """Never another error: a byte of a tensor's own makes another number, any other a broken file."""
-    content = bytearray(whole_file(single, data))
-    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    (tmp_path / single).write_bytes(content)
-    try:
-        found = read_tensors(tmp_path)
-    except ValueError as error:
-        assert str(tmp_path / single) in str(error)
-    else:
-        assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
-
-
-class Harm:
-    """What a pickle may run."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path(self.path),))
-
-
-@pytest.mark.parametrize("content", ["code", "list", "entry"])
-def test_a_bin_file_of_other_things_is_refused(tmp_path, content):
-    harm = Harm()
-    harm.path = str(tmp_path / "ran")
-    held = {"code": {"a": harm}, "list": [torch.ones(1)], "entry": {"a": torch.ones(1), "epoch": 3}}[content]
-    torch.save(held, tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        ValueError, match=r"pytorch_model\.bin.*(never unpickled|holds a list|'epoch' is a int)"
-    ):
-        read_tensors(tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "\xff\xfe", '"x"', ""])
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
-def test_a_broken_json_file_is_named(tmp_path, published, file, text):
-    source = write(tmp_path / "source", published, form="safetensors sharded")
-    (source / file).write_bytes(text.encode("latin1"))
-    with pytest.raises(ValueError, match=f"{re.escape(file)} (is not JSON|holds a)"):
-        convert(source, tmp_path / "ours", image_token_id=319)
-
-
-@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"a": "../a.safetensors"}}])
-def test_an_index_that_names_no_files_of_the_folder_is_refused(tmp_path, published, index):
-    source = write(tmp_path / "source", published, form="safetensors sharded")
-    (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"index\.json: its weight_map does not say"):
-        convert(source, tmp_path / "ours", image_token_id=319)
-
-
 def test_what_is_not_whole_is_not_written_back(tmp_path):
     convert(GOLDEN, tmp_path / "ours", image_token_id=319)
     tensors = load_file(tmp_path / "ours" / "model.safetensors")
@@ -384,24 +262,6 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, published):
     source = write(tmp_path / "source", published)
     with pytest.raises(ValueError, match="one folder"):
         convert(source, tmp_path / "source", image_token_id=319)
-
-
-@pytest.mark.parametrize("existing", [True, False])
-def test_a_conversion_that_breaks_off_leaves_nothing(tmp_path, published, existing):
-    """Broken off in the middle of the weights, by a limit on a file; the second try succeeds."""
-    source = write(tmp_path / "source", published)
-    if existing:
-        (tmp_path / "ours").mkdir()
-    command = [sys.executable, "-m", "mu2llm.cli", "convert", str(source), str(tmp_path / "ours")]
-    command += ["--volume-token-id", "319"]
-    limit = ["bash", "-c", 'trap "" XFSZ; ulimit -f 512; "$@"', "bash"]
-    broken = subprocess.run([*limit, *command], capture_output=True, text=True)
-    assert broken.returncode != 0 and broken.stderr.startswith("mu2: error: "), broken.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"] * existing + ["source"]
-    assert not list(tmp_path.glob("ours/*"))
-    subprocess.run(command, check=True)
-    Mu2ForConditionalGeneration.from_pretrained(tmp_path / "ours")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "source"]
 
 
 def test_a_mount_point_is_refused_as_a_target():
@@ -509,11 +369,3 @@ def test_a_tower_that_does_not_fit_is_refused(tmp_path, published, fault):
     with pytest.raises((ValueError, FileNotFoundError), match=message[fault]) as error:
         load_vision_tower(model.vision_tower, path)
     assert str(path) in str(error.value)
-
-
-def test_a_folder_is_not_taken_for_weights(tmp_path, published):
-    source = write(tmp_path / "source", published)
-    (source / "model.safetensors").rename(tmp_path / "aside")
-    (source / "model.safetensors").mkdir()
-    with pytest.raises(ValueError, match=r"model\.safetensors is a folder, not a file of tensors: copy"):
-        convert(source, tmp_path / "ours", image_token_id=319)

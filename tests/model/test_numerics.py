@@ -1,7 +1,6 @@
 """The μ²Tokenizer against its equations, its gradients, and the faults of the reference code."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from mu2llm.model.aggregator import Aggregator, AggregatorLayer
 from mu2llm.model.attention import Attention
 from mu2llm.model.convert import convert
 from mu2llm.model.refiner import Pooling, Refiner, RefinerLayer, Selection, SoftScores
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
+from tests.model.checkpoints import GOLDEN
 
 
 def config(width=16, **settings):
@@ -58,49 +56,6 @@ def test_the_tokenizer_is_the_papers_equations(frames, selection, pooling):
 def test_the_tower_is_the_vit_with_its_scores_materialised(golden):
     frames = torch.rand(2, 32, 64, 64)
     assert (golden.vision_tower(frames) - literal.tower(golden.vision_tower, frames)).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"num_refiner_layers": -1},
-        {"num_query_tokens": 0},
-        {"num_query_tokens": "8"},
-        {"max_distance": 0},
-        {"num_heads": 0},
-        {"vision_config": {"patch_size": (0, 16, 16)}},
-    ],
-    ids=str,
-)
-def test_a_size_that_is_none_is_refused(setting):
-    with pytest.raises(ValueError, match="is not a whole number from"):
-        config(**setting)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ({"selection_std": -0.1}, "selection_std=-0.1 is not a number above 0"),
-        ({"query_std": float("nan")}, "query_std=nan is not a number above 0"),
-        ({"vision_config": {"image_std": 0}}, "image_std=0 is not a number above 0"),
-        ({"vision_config": {"image_mean": "0"}}, "image_mean='0' is not a number"),
-        ({"vision_config": {"patch_size": 16}}, r"patch_size=16 is not \(slices, rows, columns\)"),
-        ({"image_token_id": 32}, "image_token_id=32: the decoder has 32 tokens"),
-        ({"image_token_id": -1}, "image_token_id=-1: the decoder has 32 tokens"),
-        ({"text_config": {"model_type": "llamas"}}, "text_config: transformers knows no model_type 'llamas'"),
-        ({"text_config": {"model_type": "vit"}}, "text_config: a 'vit' writes no text"),
-        ({"text_config": {"model_type": "llama", "hidden_size": "x"}}, "text_config: .*hidden_size"),
-    ],
-    ids=str,
-)
-def test_a_setting_of_which_no_model_can_be_made_is_named(setting, message):
-    with pytest.raises(ValueError, match=message):
-        Mu2Config(**{"text_config": {"model_type": "llama", "vocab_size": 32}, **setting})
-
-
-def test_rotary_positions_need_heads_of_an_even_width():
-    with pytest.raises(ValueError, match="heads of 3 have an odd one"):
-        Attention(6, 2, "rotary")
 
 
 def mean_selection(self, x):

@@ -1,15 +1,13 @@
 """Our model is the published one: tests/golden/u2llama-tiny holds what another implementation computed."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.model.convert import convert, revert
+from tests.model.checkpoints import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 TOLERANCE = 1e-5  # of a stage's largest number; measured are 6e-7
 
 
