@@ -118,9 +118,11 @@ def add(commands: Any) -> None:
 def run_new(args: argparse.Namespace) -> None:
     if args.decoder:
         from mu2llm.model.assemble import assemble
+        from mu2llm.storage import whole_folder
 
-        for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed):
-            part.save_pretrained(args.out)
+        with whole_folder(Path(args.out)) as folder:
+            for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed):
+                part.save_pretrained(folder)
     elif args.vision or args.mode:
         raise ValueError("--vision and --mode go with --decoder: a small model has a tower of its own")
     else:
