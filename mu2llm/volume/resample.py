@@ -56,6 +56,14 @@ def average_or_interpolate(n_in: int, spacing: float, n_out: int, extent: float)
     return np.where(inside, np.clip(weight, 0, None), 0.0)
 
 
+def of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """`grey` to float32; of int16 by a table of all its values."""
+    if dtype != np.int16:
+        return lambda values: grey(values).astype(np.float32)
+    table = grey(np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64)).astype(np.float32)
+    return lambda values: table[values.view(np.uint16)]
+
+
 def resample(
     array: np.ndarray,
     grey: Callable[[np.ndarray], np.ndarray],
