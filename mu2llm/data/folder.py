@@ -42,7 +42,7 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
     rows = read_csv(root / "reports.csv", ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
     stems = {number: Path(_bare(row["volume"])).name for number, row in rows.items()}
     several = len(set(stems.values())) != len({row["volume"] for row in rows.values()})
-    labels = _read_labels(root)
+    labels = _read_labels(root, rejects)
     studies: list[Study] = []
     seen: dict[str, int] = {}
     for number, row in rows.items():
@@ -93,12 +93,13 @@ def study_of_row(row: Row, name: str, volume: str) -> Study:
     )
 
 
-def _read_labels(root: Path) -> dict[str, dict[str, int] | RowError]:
+def _read_labels(root: Path, rejects: list[Reject]) -> dict[str, dict[str, int] | RowError]:
     """labels.csv as {volume: {finding key: 0 or 1}}, or what is wrong with it; empty without the file."""
     labels: dict[str, dict[str, int] | RowError] = {}
     if not (root / "labels.csv").is_file():
         return labels
-    for number, row in read_csv(root / "labels.csv", ("volume",), any_case=("volume",)).items():
+    rows = read_csv(root / "labels.csv", ("volume",), rejects, any_case=("volume",))
+    for number, row in rows.items():
         volume = row.pop("volume")
         wrong = [name for name, value in row.items() if value not in ("0", "1")]
         if volume in labels:

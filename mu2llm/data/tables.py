@@ -82,29 +82,26 @@ def _links(folder: Path) -> Iterator[Path]:
 
 
 def read_csv(
-    path: Path,
-    needed: tuple[str, ...],
-    rejects: list[Reject] | None = None,
-    *,
-    any_case: tuple[str, ...] = (),
+    path: Path, needed: tuple[str, ...], rejects: list[Reject], *, any_case: tuple[str, ...] = ()
 ) -> dict[int, Row]:
-    """All rows by their number, with trimmed values, separated by commas or semicolons.
+    """All rows by their number, with trimmed values, separated by commas, semicolons or tabs.
 
-    needed: columns that must be there. rejects: takes the rows with more fields than columns; without it one
-    is an error. any_case: columns that are also taken when their name is written with capitals. Raises
-    ValueError naming the file and line when it cannot be read as a table with them.
+    needed: columns that must be there.
+    rejects: takes the rows with more fields than columns. Cells that a row lacks at its end are empty, as
+        Excel leaves them out.
+    any_case: columns that are also taken when their name is written with capitals.
+    Raises ValueError naming the file and line when it cannot be read as a table with the needed columns.
     """
     text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a report may be as long as it likes
-    header = text.partition("\n")[0]
-    delimiter = ";" if ";" in header and "," not in header else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    readers = [csv.DictReader(io.StringIO(text, newline=""), delimiter=d, strict=True) for d in ",;\t"]
+    fits = (reader for reader in readers if {*needed} <= {*_columns(reader, any_case).values()})
+    reader = next(fits, readers[0])
+    names = _columns(reader, any_case)
     try:
         rows = list(reader)
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; quote texts that hold commas") from error
-    names = {name: name.strip() for name in reader.fieldnames or () if name.strip()}
-    names |= {name: key.lower() for name, key in names.items() if key.lower() in any_case}
     missing = [name for name in needed if name not in names.values()]
     if missing:
         raise ValueError(
@@ -113,14 +110,22 @@ def read_csv(
         )
     found: dict[int, Row] = {}
     for at, row in enumerate(rows, 2):
-        if all(key is not None for key in row):
+        if None in row:
+            reason = f"more fields than {path.name} has columns; quote texts that hold commas"
+            rejects.append(reject(path.name, at, reason))
+        else:
             found[at] = {key: (row[name] or "").strip() for name, key in names.items()}
-            continue
-        reason = "more fields than columns; quote texts that hold commas"
-        if rejects is None:
-            raise ValueError(f"{path}, row {at}: {reason}")
-        rejects.append(reject(path.name, at, reason))
     return found
+
+
+def _columns(reader: csv.DictReader, any_case: tuple[str, ...]) -> dict[str, str]:
+    """The columns as the header writes them, and by which name they go; none of a header that is no row."""
+    try:
+        written = [name for name in reader.fieldnames or () if name.strip()]
+    except csv.Error:
+        return {}
+    names = {name: name.strip() for name in written}
+    return names | {name: key.lower() for name, key in names.items() if key.lower() in any_case}
 
 
 def by_volume(rows: dict[int, Row], key: str) -> dict[str, Row | RowError]:

@@ -64,6 +64,23 @@ def make(tmp_path, save_ct, write_table):
     return make
 
 
+def test_rows_of_side_tables_with_too_many_fields_are_rejected_by_table_and_row(make, tmp_path):
+    names = ["train_1_a_1.nii.gz", "train_2_a_1.nii.gz", "valid_1_a_1.nii.gz"]
+    root = make(names)
+    for table in ("metadata/train_metadata.csv", "multi_abnormality_labels/train_predicted_labels.csv"):
+        lines = (root / "dataset" / table).read_text().splitlines()
+        (root / "dataset" / table).write_text("\n".join([lines[0], f"{lines[1]},1", *lines[2:]]))
+    ingest("ct-rate", root, tmp_path / "out")
+    studies, rejects = (
+        [json.loads(line) for line in (tmp_path / "out" / name).read_text().splitlines()]
+        for name in ("studies.jsonl", "rejects.jsonl")
+    )
+    assert [study["labels"] is None for study in studies] == [True, False, False]
+    assert ["sex" in study["meta"] for study in studies] == [False, True, True]
+    found = {(reject["volume"], reject["row"]) for reject in rejects}
+    assert found == {("train_metadata.csv", 2), ("train_predicted_labels.csv", 2)}
+
+
 def test_version_2_is_hu_and_is_not_rescaled(make, tmp_path, read_out):
     names = ["train_1_a_1.nii.gz", "train_1_a_2.nii.gz", "train_2_a_1.nii.gz", "valid_1_a_1.nii.gz"]
     root = make(names, report={names[2]: {"Impressions_EN": "Not given."}})

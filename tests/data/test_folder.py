@@ -58,6 +58,15 @@ def test_tables_as_excel_saves_them(tmp_path):
     assert study.report.text == "Clear lungs, normal heart."
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_whose_names_hold_commas_need_no_commas_between_them(tmp_path, separator):
+    reports = f'volume{separator}report{separator}"remarks, if any"\na.nii.gz{separator}"Clear; normal."\n'
+    labels = f'volume{separator}"lung nodule, right"{separator}emphysema\na.nii.gz{separator}1{separator}0\n'
+    ((study,), rejects) = read_folder(folder(tmp_path, reports, labels))
+    assert (study.report.text, study.labels) == ("Clear; normal.", {"lung nodule, right": 1, "emphysema": 0})
+    assert rejects == []
+
+
 def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(tmp_path):
     (tmp_path / "elsewhere.nii.gz").touch()
     root = folder(
@@ -101,7 +110,16 @@ def test_a_row_with_too_many_fields_is_rejected_and_a_long_report_is_taken(tmp_p
     ((study,), (reject,)) = read_folder(root)
     assert (study.study_id, study.meta["row"], study.report.text) == ("b", 3, long.strip())
     assert (reject["volume"], reject["row"]) == ("reports.csv", 2)
-    assert reject["reason"] == "more fields than columns; quote texts that hold commas"
+    assert reject["reason"] == "more fields than reports.csv has columns; quote texts that hold commas"
+
+
+def test_a_row_of_labels_with_too_many_fields_is_rejected_and_the_others_are_read(tmp_path):
+    labels = "volume,emphysema\na.nii.gz,1,0\nb.nii.gz,1\n"
+    root = folder(tmp_path, "volume,report\na.nii.gz,Clear.\nb.nii.gz,Emphysema.\n", labels)
+    studies, (reject,) = read_folder(root)
+    assert {study.study_id: study.labels for study in studies} == {"a": None, "b": {"emphysema": 1}}
+    assert (reject["volume"], reject["row"]) == ("labels.csv", 2)
+    assert reject["reason"] == "more fields than labels.csv has columns; quote texts that hold commas"
 
 
 def test_words_for_nothing_are_no_texts_and_no_ids(tmp_path):
