@@ -52,7 +52,6 @@ class Entry:
 def read_dicom(
     root: str | Path,
     out: Path,
-    shown: str,
     *,
     seed: int,
     workers: int,
@@ -63,12 +62,10 @@ def read_dicom(
 
     root: a folder (or s3:// URI, copied to a temporary folder meanwhile) with reports.csv and one series in
         each sub-folder or zip that it names; or dicomweb+https://host/path, with the table `reports`.
-    shown: where `out` ends, a folder or s3:// URI.
-    Raises ValueError when there is no key, when that was written with another one, when the table cannot be
-    used, or when a patient stands in two splits.
+    Raises ValueError when there is no key, when the table cannot be used, or when a patient stands in two
+    splits.
     """
     pseudonyms = read_key(key_file)
-    privacy.check_same_key(shown, pseudonyms)
     with tempfile.TemporaryDirectory() as temporary, privacy.quiet():
         if dicomweb.is_server(root):
             entries, rejects = _of_server(str(root), reports)

@@ -118,6 +118,18 @@ def test_a_withdrawn_series_is_deleted_in_the_store(lab, tmp_path, monkeypatch):
     assert storage.list_files(f"{lab}/out/volumes") == [f"{lab}/out/volumes/mine.txt", study["volume"]]
 
 
+def test_a_folder_of_the_store_is_not_overwritten_by_another_root(lab, tmp_path, save_ct):
+    for name in ("first", "second"):
+        save_ct(tmp_path / name / "0.nii.gz", seed=len(name))
+        (tmp_path / name / "reports.csv").write_text("volume,report\n0.nii.gz,Clear.\n")
+    ingest("folder", tmp_path / "first", f"{lab}/out")
+    before = records(f"{lab}/out/studies.jsonl")
+    with pytest.raises(ValueError, match="s3://lab/out holds 1 studies of another --root"):
+        ingest("folder", tmp_path / "second", f"{lab}/out")
+    assert records(f"{lab}/out/studies.jsonl") == before
+    ingest("folder", tmp_path / "first", f"{lab}/out")
+
+
 def test_a_bucket_that_cannot_be_is_named(lab):
     with pytest.raises(ValueError, match=r"s3://A_b!/x: .*bucket"):
         storage.read_bytes("s3://A_b!/x")
