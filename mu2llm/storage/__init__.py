@@ -10,7 +10,7 @@ off. What is written carries its SHA-256; what is read is checked against that, 
 where another program wrote it. A file or object is there whole or not at all.
 
 Errors are the file system's: FileNotFoundError for what is not there, PermissionError for what is refused,
-OSError for a server that does not answer and for damaged content, each naming the URI.
+ConnectionError for a server that does not answer, OSError for damaged content, each naming the URI.
 """
 
 import contextlib
