@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,6 +26,7 @@ from mu2llm.data.publish import publish, publish_rejects
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
 from mu2llm.data.tables import Reject, reject, tell_rejects
+from mu2llm.storage.copies import refresh
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +154,7 @@ def _read(
     dataset: str, root: str | Path, out: Path, seed: int, scrub: bool
 ) -> tuple[list[Study], list[Reject]]:
     """What the dataset's reader finds below `root`, with scrubbed reports if so wanted."""
-    if storage.is_remote(root):  # of an earlier run: what was deleted in the store is no part of it any more
-        shutil.rmtree(out / "source" / str(root).rstrip("/").rpartition("/")[2], ignore_errors=True)
-    place = storage.fetch(root, out / "source")
+    place = refresh(root, out / "source")
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: a file, not a folder with a dataset")
     studies, rejects = READERS[dataset](place, seed=seed)
