@@ -64,7 +64,9 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
     evaluate.add_argument("--judge-model", default="", help=JUDGE_MODEL)
     evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
-    evaluate.add_argument("--frames", help="folder of prepared frames (data prepare); missing ones are made")
+    evaluate.add_argument(
+        "--frames", help="prepared frames, missing ones are made (default: frames/ beside STUDIES, if there)"
+    )
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
     evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
     evaluate.add_argument(
