@@ -20,7 +20,7 @@ from typing import Any
 from mu2llm import storage
 from mu2llm.data import dicomweb, privacy
 from mu2llm.data.deidentify import METHOD, Series, deidentify_series
-from mu2llm.data.folder import REPORT_COLUMNS, read_rows, study_of_row
+from mu2llm.data.folder import REPORT_COLUMNS, read_reports, read_rows, study_of_row
 from mu2llm.data.pool import each
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
@@ -102,7 +102,7 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
     root = root.resolve()
     studies, rejects = _without_header(read_rows, root)
     told: list[Reject] = []  # by read_rows already
-    rows = read_csv(root / "reports.csv", ("volume", "report"), told, any_case=REPORT_COLUMNS)
+    rows = read_reports(root, told)
     named = {root / row["volume"] for row in rows.values() if row["volume"]}
     named |= {Path(os.path.realpath(path)) for path in named if "\0" not in str(path)}
     named = {Path(os.path.normpath(path)) for path in named} - {*root.parents}
@@ -127,11 +127,12 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
 
 
 def _places(root: Path) -> Iterator[Path]:
-    """Zips, links to folders, and folders that hold DICOM files themselves, at any depth."""
+    """Zips, links to folders, and folders that hold DICOM files themselves, at any depth; a DICOMDIR lists
+    such files and is none."""
     for name, folders, files in os.walk(root):
         yield from (path for sub in folders if (path := Path(name, sub)).is_symlink())
         yield from (Path(name, file) for file in files if file.lower().endswith(".zip"))
-        if any(_is_dicom(Path(name, file)) for file in files):
+        if any(_is_dicom(Path(name, file)) for file in files if file.upper() != "DICOMDIR"):
             yield Path(name)
 
 

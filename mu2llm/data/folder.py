@@ -1,7 +1,7 @@
 """The folder dataset: a hospital's own CTs with a reports.csv beside them (docs/data.md)."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from mu2llm.data.records import Report, Split, Study
@@ -39,7 +39,7 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
             f"{', '.join(REPORT_COLUMNS[2:])}), one CT a row; docs/data.md shows an example"
         )
     rejects: list[Reject] = []
-    rows = read_csv(root / "reports.csv", ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
+    rows = read_reports(root, rejects)
     stems = {number: Path(_bare(row["volume"])).name for number, row in rows.items()}
     several = len(set(stems.values())) != len({row["volume"] for row in rows.values()})
     labels = _read_labels(root, rejects)
@@ -63,6 +63,23 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
             studies.append(study)
     rejects += [reject(volume, 0, "labels.csv names it, reports.csv does not") for volume in labels]
     return studies, rejects
+
+
+def read_reports(root: Path, rejects: list[Reject]) -> dict[int, Row]:
+    """The rows of reports.csv, their volumes by the paths that `root` has them under."""
+    rows = read_csv(root / "reports.csv", ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
+    for row in rows.values():
+        row["volume"] = _path(root, row["volume"])
+    return rows
+
+
+def _path(root: Path, name: str) -> str:
+    """The path as a table gives it, from Windows too, without what does not matter: ./ and a slash behind."""
+    try:
+        name = name if (root / name).exists() else name.replace("\\", "/")
+    except (OSError, ValueError):  # no name of a file
+        return name
+    return PurePosixPath(name).as_posix() if name else ""
 
 
 def study_of_row(row: Row, name: str, volume: str) -> Study:
@@ -100,7 +117,7 @@ def _read_labels(root: Path, rejects: list[Reject]) -> dict[str, dict[str, int] 
         return labels
     rows = read_csv(root / "labels.csv", ("volume",), rejects, any_case=("volume",))
     for number, row in rows.items():
-        volume = row.pop("volume")
+        volume = _path(root, row.pop("volume"))
         wrong = [name for name, value in row.items() if value not in ("0", "1")]
         if volume in labels:
             labels[volume] = RowError(f"labels.csv, row {number}: the volume stands there twice")
@@ -115,4 +132,4 @@ def _read_labels(root: Path, rejects: list[Reject]) -> dict[str, dict[str, int] 
 
 def _bare(volume: str) -> str:
     """a/scan_7 of a/scan_7.nii.gz."""
-    return re.sub(r"\.(nii|nii\.gz|zip)$", "", volume, flags=re.IGNORECASE)
+    return re.sub(r"\.(nii|nii\.gz|zip)$", "", volume, flags=re.IGNORECASE).replace("\\", "_")

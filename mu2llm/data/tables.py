@@ -1,10 +1,12 @@
 """What the readers of datasets share: tables and lists from disk, words for "nothing", and rejected rows."""
 
+import codecs
 import csv
 import io
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,10 @@ def read_csv(
             f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(needed)} and has "
             f"{', '.join(names.values()) or 'none'}"
         )
+    counts = Counter(names[name] for name in reader.fieldnames or () if name in names)
+    for name in (*needed, *any_case):
+        if counts[name] > 1:
+            raise ValueError(f"{path} has {counts[name]} columns {name}; rename all but one")
     found: dict[int, Row] = {}
     for at, row in enumerate(rows, 2):
         if None in row:
@@ -149,8 +155,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 text, with or without a byte order mark."""
+    """A whole UTF-8 text, with or without a byte order mark, or UTF-16 with one; lines end in a line feed."""
+    data = path.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

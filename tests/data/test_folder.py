@@ -67,6 +67,30 @@ def test_columns_whose_names_hold_commas_need_no_commas_between_them(tmp_path, s
     assert rejects == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_tables_of_any_line_ends_and_unicode_encoding_are_the_same(tmp_path, encoding, ends):
+    root = folder(tmp_path, "")
+    text = 'volume,report\na.nii.gz,"Größe normal.\nKein Erguss."\nb.nii.gz,正常\n'.replace("\n", ends)
+    (root / "reports.csv").write_bytes(text.encode(encoding))
+    studies, rejects = read_folder(root)
+    assert [study.report.text for study in studies] == ["Größe normal.\nKein Erguss.", "正常"]
+    assert rejects == []
+
+
+def test_paths_as_windows_and_shells_write_them(tmp_path):
+    volumes = ("ct/a.nii.gz", "ct/b.nii.gz", "ct/c.NII.GZ", "d\\d.nii.gz")
+    rows = ("ct\\a.nii.gz", "./ct/b.nii.gz", "ct//c.NII.GZ", "d\\d.nii.gz", "ct/a.nii.gz", "..\\x.nii.gz")
+    table = "volume,report\n" + "".join(f"{row},Clear.\n" for row in rows)
+    labels = "volume,emphysema\nct/a.nii.gz,1\nct\\b.nii.gz,0\n"
+    root = folder(tmp_path / "set", table, labels, volumes)
+    studies, rejects = read_folder(root)
+    assert [study.volume for study in studies] == [str(root / name) for name in volumes]
+    assert [study.study_id for study in studies[:3]] == ["a", "b", "c"]
+    assert [study.labels for study in studies[:2]] == [{"emphysema": 1}, {"emphysema": 0}]
+    assert [(line["volume"], line["row"]) for line in rejects] == [("ct/a.nii.gz", 6), ("../x.nii.gz", 7)]
+
+
 def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(tmp_path):
     (tmp_path / "elsewhere.nii.gz").touch()
     root = folder(
@@ -188,6 +212,8 @@ def test_volumes_of_the_same_name_are_told_apart_by_their_path(tmp_path):
         ("scan,text\na.nii.gz,Clear.\n", "no column volume and no report; it needs volume, report"),
         ("", "has no column volume and no report; it needs volume, report and has none"),
         ('volume,report\na.nii.gz,"Clear.\n', "quote texts that hold commas"),
+        ("volume,report,Report\na.nii.gz,A.,B.\n", "has 2 columns report; rename all but one"),
+        ("volume,report,split,split\na.nii.gz,A.,,\n", "has 2 columns split"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_an_error(tmp_path, table, cause):
