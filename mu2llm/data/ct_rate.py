@@ -57,7 +57,9 @@ def read_ct_rate(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[
         labels = _side_table(
             base / f"multi_abnormality_labels/{short}_predicted_labels.csv", ("VolumeName", *NAMES), rejects
         )
-        others = _no_chest(base / f"metadata/no_chest_{short}.txt")
+        others = _no_chest(base / f"metadata/no_chest_{short}.txt") | _no_chest(
+            base / f"no_chest_{short}.txt"
+        )
         seen: dict[str, int] = {}
         for at, row in read_csv(table, REPORT_COLUMNS, rejects).items():
             name = row["VolumeName"]

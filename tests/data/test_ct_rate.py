@@ -209,7 +209,7 @@ def test_one_value_of_padding_does_not_reject_a_scan(make, tmp_path, read_out, s
 
 
 def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, read_out):
-    good, names = "train_1_a_1.nii.gz", [f"train_{p}_a_1.nii.gz" for p in range(2, 8)]
+    good, names = "train_1_a_1.nii.gz", [f"train_{p}_a_1.nii.gz" for p in range(2, 9)]
     nothing = {"Findings_EN": "Not given.", "Impressions_EN": ""}
     root = make(
         [good, *names],
@@ -221,6 +221,7 @@ def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, read
     whole = path_of(root, names[4]).read_bytes()
     path_of(root, names[4]).write_bytes(whole[: len(whole) // 2])
     (root / "dataset/metadata/no_chest_train.txt").write_text(f"train/train_7/train_7_a/{names[5]}\n")
+    (root / "dataset/no_chest_train.txt").write_text(f"{names[6]}\n")
     reports = root / "dataset/radiology_text_reports/train_reports.csv"
     with reports.open("a") as file:
         file.write(f"../../secret.nii.gz,,,a,b\n{good},,,a,b\nvalid_9_a_1.nii.gz,,,a,b\n")
@@ -233,6 +234,7 @@ def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, read
     assert rejects[names[3]].startswith("no such file: neither train_fixed/train_5/train_5_a/")
     assert "cut short or damaged" in rejects[names[4]]
     assert "no CT of the chest" in rejects[names[5]]
+    assert "no CT of the chest" in rejects[names[6]]
     assert "not of the form" in rejects["../../secret.nii.gz"]
     assert "not of the form" in rejects["valid_9_a_1.nii.gz"], "a validation volume in the training table"
     assert rejects[good] == "volume already stands in row 2"
