@@ -12,7 +12,6 @@ from .volume import Volume
 
 TISSUE = -500.0  # HU; air, lung, foam and cloth lie below
 CELL = 4.0  # mm, of the mask's grid
-THIN = 4.0  # mm; where no disc of this radius fits in, it is a table's shell, a tube or a cable
 SMALLEST = 0.02  # of the largest part's tissue; arms and legs have more, a table filled with foam has none
 MARGIN = 10.0  # mm left around the body
 
@@ -24,6 +23,8 @@ def body_box(ras: Volume) -> Box:
 
     Where no tissue is found, the whole volume.
     """
+    from scipy.sparse import eye_array
+
     shape, spacing = ras.array.shape, ras.spacing
     step = max(1, int(CELL / spacing[2]))
     taken = ras.array[:, :, ::step]
@@ -31,8 +32,9 @@ def body_box(ras: Volume) -> Box:
     sizes = [n * mm / m for n, mm, m in zip(shape[:2], spacing[:2], cells, strict=True)]
     x, y = (average_or_interpolate(shape[i], spacing[i], cells[i], shape[i] * spacing[i]) for i in (0, 1))
     share = np.zeros((taken.shape[2], *cells), np.float32)  # of each cell, how much is tissue
-    resample(taken, of_type(taken.dtype, lambda hu: hu > TISSUE), (x, y, np.eye(taken.shape[2])), share)
-    mask = _body(share > 0.5, sizes)
+    along = (x, y, eye_array(taken.shape[2]))
+    resample(taken, of_type(taken.dtype, lambda hu: hu > TISSUE), along, share)
+    mask = _body(share > 0.5)
     if not mask.any():
         return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
     box: list[slice] = []
@@ -44,14 +46,14 @@ def body_box(ras: Volume) -> Box:
     return box[0], box[1], box[2]
 
 
-def _body(tissue: np.ndarray, sizes: list[float]) -> np.ndarray:
-    """A mask (Z, X, Y) of tissue → of the body, lungs included; a cell is `sizes` mm long along X and Y."""
+def _body(tissue: np.ndarray) -> np.ndarray:
+    """A mask (Z, X, Y) of tissue → of the body, lungs included."""
     from scipy import ndimage
 
-    disc = _disc(sizes)
-    closed = _in_plane(ndimage.binary_closing, tissue, disc)  # a gap in a thin chest wall
+    closed = _in_plane(ndimage.binary_closing, tissue)  # a gap in a thin chest wall
     filled = np.stack([ndimage.binary_fill_holes(plane) for plane in closed])
-    body, solid = (_in_plane(ndimage.binary_opening, mask, disc) for mask in (filled, tissue))
+    # What is less than three cells thick is a table's shell, a tube or a cable.
+    body, solid = (_in_plane(ndimage.binary_opening, mask) for mask in (filled, tissue))
     if not solid.any():  # a finger, or nothing
         body = solid = tissue
     parts, count = ndimage.label(body)
@@ -59,15 +61,8 @@ def _body(tissue: np.ndarray, sizes: list[float]) -> np.ndarray:
     return np.isin(parts, 1 + np.flatnonzero(amounts >= SMALLEST * amounts.max(initial=1)))
 
 
-def _disc(sizes: list[float]) -> np.ndarray:
-    """Cells (X, Y) within `THIN` mm of the middle one, its neighbours at least."""
-    reach = [max(1, round(THIN / mm)) for mm in sizes]
-    x, y = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
-    return (x / reach[0]) ** 2 + (y / reach[1]) ** 2 <= 1
-
-
-def _in_plane(change: Callable[..., np.ndarray], mask: np.ndarray, disc: np.ndarray) -> np.ndarray:
-    """An opening or closing of each slice, as if the slice went on beyond its border as it is there."""
-    x, y = (n // 2 for n in disc.shape)
-    wide = np.pad(mask, ((0, 0), (x, x), (y, y)), mode="edge")
-    return change(wide, disc[None])[:, x:-x, y:-y]
+def _in_plane(change: Callable[..., np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """An opening or closing of each slice by a cross, as if the slice went on beyond its border."""
+    cross = np.array([[[0, 1, 0], [1, 1, 1], [0, 1, 0]]], bool)
+    wide = np.pad(mask, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    return change(wide, cross)[:, 1:-1, 1:-1]

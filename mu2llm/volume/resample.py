@@ -6,6 +6,7 @@ is never copied and never made float at once.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -67,12 +68,13 @@ def of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callab
 def resample(
     array: np.ndarray,
     grey: Callable[[np.ndarray], np.ndarray],
-    along: tuple[np.ndarray, np.ndarray, np.ndarray],
+    along: tuple[Any, Any, Any],
     out: np.ndarray,
 ) -> None:
     """Adds (X, Y, Z) of any type, resampled, to `out` (Z', X', Y') float32.
 
-    `grey` turns one slice into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z).
+    `grey` turns one slice into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z),
+    dense or sparse.
     """
     from scipy.sparse import csr_array
 
