@@ -82,7 +82,7 @@ def test_fractional_rescale_gives_float(tmp_path, write_series):
     np.testing.assert_allclose(volume.array, expected)
 
 
-def test_localizers_and_reports_are_left_out(tmp_path, write_series):
+def test_localizers_reports_and_dose_sheets_are_left_out(tmp_path, write_series):
     def localizer(i, ds):
         ds.SeriesInstanceUID, ds.ImageType = "1.2.9", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         return ds if i < 2 else None
@@ -92,8 +92,15 @@ def test_localizers_and_reports_are_left_out(tmp_path, write_series):
         del ds.Rows, ds.Columns, ds.PixelData
         return ds if i < 1 else None
 
+    def dose_sheet(i, ds):
+        ds.SeriesInstanceUID, ds.PhotometricInterpretation = "1.2.8", "RGB"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        del ds.ImagePositionPatient, ds.ImageOrientationPatient
+        return ds
+
     expected = write_series(tmp_path / "ct" / "axial")
     write_series(tmp_path / "ct" / "scout", localizer)
+    write_series(tmp_path / "ct" / "dose", dose_sheet, count=1)
     write_series(tmp_path / "ct" / "sr", report)
     np.testing.assert_array_equal(load_volume(tmp_path / "ct").array, expected)
 
