@@ -6,7 +6,7 @@ from typing import get_args
 
 from mu2llm.data.records import Report, Split, Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, below, given, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, below, find_table, given, read_csv, reject
 
 REPORT_COLUMNS = ("volume", "report", "patient_id", "split", "findings", "impression", "region", "study_id")
 REGIONS = ("chest", "abdomen", "pelvis")
@@ -33,7 +33,7 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
     root = Path(root).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of CTs")
-    if not (root / "reports.csv").is_file():
+    if not find_table(root, "reports.csv").is_file():
         raise FileNotFoundError(
             f"{root}/reports.csv is missing: write one with the columns volume, report (and, if known, "
             f"{', '.join(REPORT_COLUMNS[2:])}), one CT a row; docs/data.md shows an example"
@@ -67,7 +67,7 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
 
 def read_reports(root: Path, rejects: list[Reject]) -> dict[int, Row]:
     """The rows of reports.csv, their volumes by the paths that `root` has them under."""
-    rows = read_csv(root / "reports.csv", ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
+    rows = read_csv(find_table(root, "reports.csv"), ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
     for row in rows.values():
         row["volume"] = _path(root, row["volume"])
     return rows
@@ -113,9 +113,8 @@ def study_of_row(row: Row, name: str, volume: str) -> Study:
 def _read_labels(root: Path, rejects: list[Reject]) -> dict[str, dict[str, int] | RowError]:
     """labels.csv as {volume: {finding key: 0 or 1}}, or what is wrong with it; empty without the file."""
     labels: dict[str, dict[str, int] | RowError] = {}
-    if not (root / "labels.csv").is_file():
-        return labels
-    rows = read_csv(root / "labels.csv", ("volume",), rejects, any_case=("volume",))
+    path = find_table(root, "labels.csv")
+    rows = read_csv(path, ("volume",), rejects, any_case=("volume",)) if path.is_file() else {}
     for number, row in rows.items():
         volume = _path(root, row.pop("volume"))
         wrong = [name for name, value in row.items() if value not in ("0", "1")]

@@ -25,7 +25,7 @@ from mu2llm.data.pool import each
 from mu2llm.data.publish import publish, publish_rejects
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
-from mu2llm.data.tables import Reject, reject, tell_rejects
+from mu2llm.data.tables import Reject, find_table, reject, tell_rejects
 from mu2llm.storage.copies import refresh
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def _read(
     if scrub:
         privacy.scrub_all(studies, place, out)
         if "://" in str(root):
-            (place / "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
+            find_table(place, "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
     return studies, rejects
 
 

@@ -83,6 +83,14 @@ def _links(folder: Path) -> Iterator[Path]:
         yield from (path for name in (*folders, *files) if (path := Path(place, name)).is_symlink())
 
 
+def find_table(root: Path, name: str) -> Path:
+    """The table `name` of a folder, or the only one there of that name in other letters, as REPORTS.CSV."""
+    if (root / name).is_file() or not root.is_dir():
+        return root / name
+    others = [path for path in root.iterdir() if path.name.lower() == name and path.is_file()]
+    return others[0] if len(others) == 1 else root / name
+
+
 def read_csv(
     path: Path, needed: tuple[str, ...], rejects: list[Reject], *, any_case: tuple[str, ...] = ()
 ) -> dict[int, Row]:

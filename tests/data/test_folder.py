@@ -78,6 +78,17 @@ def test_tables_of_any_line_ends_and_unicode_encoding_are_the_same(tmp_path, enc
     assert rejects == []
 
 
+def test_tables_whose_names_have_capitals(tmp_path):
+    root = folder(tmp_path, "volume,report\na.nii.gz,Emphysema.\n", "volume,emphysema\na.nii.gz,1\n")
+    (root / "reports.csv").rename(root / "Reports.CSV")
+    (root / "labels.csv").rename(root / "LABELS.csv")
+    ((study,), rejects) = read_folder(root)
+    assert (study.report.text, study.labels, rejects) == ("Emphysema.", {"emphysema": 1}, [])
+    (root / "REPORTS.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"reports\.csv is missing"):
+        read_folder(root)
+
+
 def test_paths_as_windows_and_shells_write_them(tmp_path):
     volumes = ("ct/a.nii.gz", "ct/b.nii.gz", "ct/c.NII.GZ", "d\\d.nii.gz")
     rows = ("ct\\a.nii.gz", "./ct/b.nii.gz", "ct//c.NII.GZ", "d\\d.nii.gz", "ct/a.nii.gz", "..\\x.nii.gz")
