@@ -68,7 +68,7 @@ def build_tiny(
         num_query_tokens=num_query_tokens,
         mode="hu",
         window=SOFT_LUNG_WINDOW,
-        crop_to_body=False,  # phantoms fill their volumes
+        crop_to_body=False,  # phantoms lie on no table, and fill most of their volumes
         size=size,
         depth=depth,
         frame_slices=frame_slices,
