@@ -5,6 +5,7 @@ A refusal names the series by a short hash of its UID and says the cause.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -75,11 +76,11 @@ def read_series(sources: Sequence[tuple[str, Opener]], source: str, allow_gaps: 
     if not slices:
         found = f"of {len(read)} files {len(dicom)} are DICOM, localizers and dose sheets do not count"
         raise VolumeError(f"{source}: no CT slice in it; {found}")
-    uids = sorted({part.words["SeriesInstanceUID"] for part in slices})
+    uids = Counter(part.words["SeriesInstanceUID"] for part in slices)
     if len(uids) > 1:
-        names = ", ".join(short_hash(uid) for uid in uids[:5])
+        names = ", ".join(f"{short_hash(uid)} of {count} slices" for uid, count in uids.most_common(5))
         raise VolumeError(f"{source}: {len(uids)} series mixed ({names}); give one series at a time")
-    label = f"{source}, series {short_hash(uids[0])}"
+    label = f"{source}, series {short_hash(next(iter(uids)))}"
     _check_alike(slices, label)
     order, affine, depths = _stack(slices, label, allow_gaps)
     array, filled = _decode([slices[i] for i in order], label), ""

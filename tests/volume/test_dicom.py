@@ -136,7 +136,7 @@ def everywhere(**values):
         (put(ImagePositionPatient=[-8.0, -6.0, 105.0]), "at the place of another"),
         (put(ImagePositionPatient=[-8.0, -6.0, 108.3]), "unevenly spaced"),
         (tilt, "gantry tilt of 13.5°"),
-        (put(SeriesInstanceUID="1.2.99"), "2 series mixed"),
+        (put(SeriesInstanceUID="1.2.99"), "2 series mixed (c47f5b18 of 7 slices, "),
         (put(FrameOfReferenceUID="1.2.99"), "frames of reference"),
         (put(PixelSpacing=[0.7, 0.9]), "differ in PixelSpacing"),
         (put(ImageOrientationPatient=[1, 0, 0, 0, 0.9689, 0.2474]), "differ in ImageOrientationPatient"),
