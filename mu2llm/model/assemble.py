@@ -16,6 +16,8 @@ from mu2llm.model.load import load_whole
 from mu2llm.model.modeling import Mu2ForConditionalGeneration
 from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
 from mu2llm.model.weights import read_config
+from mu2llm.volume import PLAIN_WINDOW
+from mu2llm.volume.frames import Window
 
 FRESH = ("vision_tower", "projector", "refiner", "aggregator")
 
@@ -25,6 +27,8 @@ def assemble(
     *,
     vision: str | Path | None = None,
     mode: Literal["published", "hu"] | None = None,
+    window: Window = PLAIN_WINDOW,
+    crop_to_body: bool = True,
     frames: int = FRAMES,
     max_length: int = 1024,
     seed: int = 0,
@@ -38,6 +42,7 @@ def assemble(
         vision: M3D-CLIP's `pretrained_ViT.bin`; without it the tower is random too.
         mode: how volumes are prepared (`mu2llm.volume.prepare_frames`); "published" where `vision` is given,
             because M3D-CLIP was trained on grey values scaled per volume, else "hu".
+        window, crop_to_body: of mode "hu", as there.
         frames: how many frames a volume has.
         max_length: of a training sample in tokens, visual ones included.
         seed: of what is random.
@@ -84,6 +89,8 @@ def assemble(
         size=size,
         depth=frames * slices,
         frame_slices=slices,
+        window=window,
+        crop_to_body=crop_to_body,
         max_length=max_length,
     )
     return model.eval(), processor

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mu2llm.model.configuration import Mu2Config
-from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, prepare_frames
+from mu2llm.volume import PLAIN_WINDOW, Volume, prepare_frames
 from mu2llm.volume.frames import Window, recipe
 
 PLACEHOLDER = "<im_patch>"
@@ -26,7 +26,7 @@ class Mu2Processor(ProcessorMixin):
     Args:
         tokenizer: the decoder's tokenizer; needs the placeholder `<im_patch>` and an end-of-text token.
         num_query_tokens: visual tokens a volume becomes, so placeholders in a prompt.
-        mode, size, depth, frame_slices, window: as in `mu2llm.volume.prepare_frames`.
+        mode, size, depth, frame_slices, window, crop_to_body: as in `mu2llm.volume.prepare_frames`.
         max_length: a sample or a prompt longer than this many tokens, visual ones included, is an error.
     """
 
@@ -38,7 +38,8 @@ class Mu2Processor(ProcessorMixin):
         size: int = 256,
         depth: int = 256,
         frame_slices: int = 32,
-        window: Window = SOFT_LUNG_WINDOW,
+        window: Window = PLAIN_WINDOW,
+        crop_to_body: bool = True,
         max_length: int = 1024,
     ):
         super().__init__(tokenizer)
@@ -65,6 +66,7 @@ class Mu2Processor(ProcessorMixin):
         self.depth = depth
         self.frame_slices = frame_slices
         self.window = [list(knot) for knot in window]  # as JSON gives it back
+        self.crop_to_body = crop_to_body
         self.max_length = max_length
 
     @property
@@ -90,7 +92,14 @@ class Mu2Processor(ProcessorMixin):
     @property
     def preparation(self) -> dict[str, Any]:
         """All that decides how frames look: the settings of `mu2llm.volume.prepare_frames`."""
-        return {name: getattr(self, name) for name in ("mode", "size", "depth", "frame_slices", "window")}
+        names = ("mode", "size", "depth", "frame_slices", "window", "crop_to_body")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def get_processor_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As saved; models saved before there was `crop_to_body` see the whole volume, as in training."""
+        saved, rest = super().get_processor_dict(*args, **kwargs)
+        return {"crop_to_body": False} | saved, rest
 
     def __call__(  # type: ignore[override]
         self,

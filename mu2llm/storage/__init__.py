@@ -10,7 +10,7 @@ off. What is written carries its SHA-256; what is read is checked against that, 
 where another program wrote it. A file or object is there whole or not at all.
 
 Errors are the file system's: FileNotFoundError for what is not there, PermissionError for what is refused,
-OSError for a server that does not answer and for damaged content, each naming the URI.
+ConnectionError for a server that does not answer, OSError for damaged content, each naming the URI.
 """
 
 import contextlib
@@ -72,15 +72,20 @@ def each_file(uri: str | Path) -> Iterator[str]:
 
 def each_size(uri: str | Path) -> Iterator[tuple[str, int]]:
     """As `each_file`, each with its bytes."""
+    return ((file, size) for file, size, _ in each_object(uri))
+
+
+def each_object(uri: str | Path) -> Iterator[tuple[str, int, str]]:
+    """As `each_size`, each with the store's tag, which changes when the content does; "" of local files."""
     uri = plain(uri)
     if not is_remote(uri):
-        yield from ((file, Path(file).stat().st_size) for file in _walk(str(uri)))
+        yield from ((file, Path(file).stat().st_size, "") for file in _walk(str(uri)))
         return
     with named(uri) as (client, bucket, key):
         prefix = f"{key.rstrip('/')}/" if key else ""
         for item in client.list_objects(bucket, prefix=prefix, recursive=True):
             if not item.is_dir:
-                yield f"s3://{bucket}/{item.object_name}", item.size or 0
+                yield f"s3://{bucket}/{item.object_name}", item.size or 0, item.etag or ""
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -125,13 +130,26 @@ def fetch(uri: str | Path, folder: str | Path) -> Path:
     empty = True
     for source in each_file(uri):
         empty = False
-        place = PurePosixPath(source.removeprefix(f"{uri}/"))
-        if ".." in place.parts or place.is_absolute():
-            raise ValueError(f"{source}: its key leads out of the folder; rename the object")
-        _download(source, target / place)
+        download(source, below(target, uri, source))
     if empty:
-        _download(uri, target)
+        download(uri, target)
     return target
+
+
+def below(folder: Path, uri: str, source: str) -> Path:
+    """Where the object `source` below `uri` belongs in a local copy; ValueError when that is out of it."""
+    place = PurePosixPath(source.removeprefix(f"{uri}/"))
+    if ".." in place.parts or place.is_absolute():
+        raise ValueError(f"{source}: its key leads out of the folder; rename the object")
+    return folder / place
+
+
+def download(uri: str, target: Path) -> None:
+    """One object into a local file, whole or not at all."""
+    with named(uri) as (client, bucket, key), whole(target) as temporary, temporary.open("w+b") as file:
+        receive(client, bucket, key, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove(uri: str | Path) -> None:
@@ -163,13 +181,6 @@ def push(path: str | Path, uri: str | Path) -> None:
         else:
             with whole(Path(target)) as temporary:
                 shutil.copyfile(file, temporary)
-
-
-def _download(uri: str, target: Path) -> None:
-    with named(uri) as (client, bucket, key), whole(target) as temporary, temporary.open("w+b") as file:
-        receive(client, bucket, key, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager

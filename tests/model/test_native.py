@@ -276,3 +276,15 @@ def test_the_processor_remembers_how_frames_are_made(pair, tmp_path):
     loaded = Mu2Processor.from_pretrained(tmp_path)
     assert np.array_equal(loaded.frames(volume), other.frames(volume))
     assert not np.array_equal(loaded.frames(volume), processor.frames(volume))
+
+
+def test_a_processor_saved_before_there_was_a_crop_sees_the_whole_volume(pair, tmp_path):
+    _, processor = pair
+    cut = Mu2Processor(processor.tokenizer, mode="hu", size=32, depth=32, frame_slices=16)
+    cut.save_pretrained(tmp_path)
+    assert Mu2Processor.from_pretrained(tmp_path).preparation == cut.preparation
+    assert cut.preparation["crop_to_body"]
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    del saved["crop_to_body"]
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    assert Mu2Processor.from_pretrained(tmp_path).preparation == cut.preparation | {"crop_to_body": False}
