@@ -115,7 +115,7 @@ def smoke(model: str | Path) -> None:
                 said = process.communicate()[1].strip() or "the model's process ended without a word"
                 print(said, file=sys.stderr)
                 raise RuntimeError(said.splitlines()[-1])
-            header = {"id": 1, "type": "ask", "volume": True, "values": {"MAX_TOKENS": SMOKE_TOKENS}}
+            header = {"id": 1, "type": "ask", "body": "VOLUME", "values": {"MAX_TOKENS": SMOKE_TOKENS}}
             wire.send(ours, header, phantom())
             while (message := wire.receive(stream)) is not None and message[0]["type"] == "piece":
                 pass

@@ -34,6 +34,10 @@ version_policy {{ specific {{ versions: [ {version} ] }} }}
 instance_group [ {{ kind: KIND_MODEL, count: 1 }} ]
 input [
   {{ name: "VOLUME", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
+  {{ name: "VOLUME_ARRAY", data_type: TYPE_INT16, dims: [ -1, -1, -1 ], optional: true }},
+  {{ name: "VOLUME_SHAPE", data_type: TYPE_INT32, dims: [ 3 ], optional: true }},
+  {{ name: "VOLUME_SPACING", data_type: TYPE_FP32, dims: [ 3 ], optional: true }},
+  {{ name: "VOLUME_AXES", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "VOLUME_URI", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "QUESTION", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "MAX_TOKENS", data_type: TYPE_INT32, dims: [ 1 ], optional: true }},
@@ -62,7 +66,7 @@ class Limits:
     """What a served model takes: in config.pbtxt, and so not part of the entries.
 
     max_queue: requests that may wait; max_batch: that are worked on at a time; max_tokens: the most new
-    tokens that a request may ask for; max_volume_bytes: the largest VOLUME.
+    tokens that a request may ask for; max_volume_bytes: the largest VOLUME or VOLUME_ARRAY.
     """
 
     max_queue: int = 16

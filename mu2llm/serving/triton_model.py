@@ -27,7 +27,11 @@ import triton_python_backend_utils as pb_utils
 from mu2llm import NOTICE
 from mu2llm.serving import wire
 
-INPUTS = ("VOLUME_URI", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED", "TIMEOUT", "SALIENCY")
+# fmt: off
+INPUTS = (
+    "VOLUME_URI", "VOLUME_AXES", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED", "TIMEOUT", "SALIENCY",
+)
+# fmt: on
 CANCEL_SECONDS = 0.02  # how often clients are asked whether they still want their answer
 
 
@@ -121,13 +125,11 @@ class TritonPythonModel:
             with self.lock:
                 self.arrivals[number] = time.monotonic()
             self.metrics.arrived()
-            volume = _value(request, "VOLUME")
-            values = {name: _value(request, name) for name in INPUTS}
             try:
-                values = {name: _plain(name, value) for name, value in values.items() if value is not None}
-                if volume and len(volume) > self.max_bytes:
+                values, name, body = _read(request)
+                if len(body) > self.max_bytes:
                     raise ValueError(
-                        f"VOLUME has {len(volume):,} bytes; this server takes at most {self.max_bytes:,}"
+                        f"{name} has {len(body):,} bytes; this server takes at most {self.max_bytes:,}"
                     )
             except ValueError as error:
                 self._left(number, "INVALID_ARG")
@@ -135,8 +137,7 @@ class TritonPythonModel:
                 continue
             with self.lock:
                 self.senders[number] = sender
-            header = {"id": number, "type": "ask", "values": values, "volume": volume is not None}
-            self._tell(header, volume or b"")
+            self._tell({"id": number, "type": "ask", "values": values, "body": name}, body)
 
     def finalize(self) -> None:
         self.closing = True
@@ -234,9 +235,23 @@ class TritonPythonModel:
             wire.send(self.channel, header, body)
 
 
-def _value(request: Any, name: str) -> Any:
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
+def _read(request: Any) -> tuple[dict[str, Any], str, bytes]:
+    """What was sent: the values that JSON can carry, the name of the input that the body is, the body."""
+    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    values: dict[str, Any] = {
+        name: _plain(name, tensors[name].reshape(-1)[0]) for name in INPUTS if name in tensors
+    }
+    for name in ("VOLUME_SHAPE", "VOLUME_SPACING"):
+        if name in tensors:
+            values[name] = tensors[name].tolist()
+    if "VOLUME" in tensors and "VOLUME_ARRAY" in tensors:
+        raise ValueError("VOLUME and VOLUME_ARRAY were sent: send one of them")
+    if "VOLUME_ARRAY" in tensors:
+        values.setdefault("VOLUME_SHAPE", tensors["VOLUME_ARRAY"].shape)  # JSON's arrays have lost theirs
+        return values, "VOLUME_ARRAY", tensors["VOLUME_ARRAY"].tobytes()
+    if "VOLUME" in tensors:
+        return values, "VOLUME", tensors["VOLUME"].reshape(-1)[0]
+    return values, "", b""
 
 
 def _plain(name: str, value: Any) -> str | int | float:

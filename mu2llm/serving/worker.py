@@ -83,7 +83,7 @@ def serve(channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max
                 replies[number].stopped = True
             continue
         reply = replies[number] = SocketReply(parent, number, replies)
-        values = {**header["values"], "VOLUME": body} if header["volume"] else header["values"]
+        values = {**header["values"], header["body"]: body} if header["body"] else header["values"]
         try:
             request = parse_request(values, max_tokens=max_tokens, roots=roots)
             engine.submit(request, Audited(reply, request, audit) if audit else reply)

@@ -1,5 +1,6 @@
 """The real thing: a tritonserver with a tiny model, asked over gRPC and HTTP as clients do."""
 
+import gzip
 import json
 import os
 import queue
@@ -52,6 +53,33 @@ def test_temperature_zero_always_gives_the_same_draft(endpoint: tuple[Server, Pa
     assert len(texts) == 1
 
 
+def test_voxels_give_the_draft_of_their_file(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    import asyncio
+
+    import nibabel as nib
+
+    image = nib.load(nifti)
+    voxels, spacing = np.asarray(image.dataobj), image.header.get_zooms()
+    axes = "".join(nib.aff2axcodes(image.affine))
+    asked = {"url": endpoint[0].url, "max_tokens": 20, "spacing": spacing, "axes": axes, "saliency": True}
+
+    async def ask() -> str:
+        return "".join([piece async for piece in report_async(voxels, **asked)])
+
+    draft = report(voxels, **asked)
+    assert "".join(draft) == "".join(report(nifti, url=endpoint[0].url, max_tokens=20)) == asyncio.run(ask())
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(draft.saliency)).shape == voxels.shape
+    with pytest.raises(RequestError, match="VOLUME_AXES is 'up'"):
+        list(report(voxels, **{**asked, "axes": "up"}))
+    with pytest.raises(RequestError, match="every voxel is 0"):
+        list(report(np.zeros_like(voxels), **asked))
+
+
+def test_an_array_above_the_servers_limit_is_refused_by_size(endpoint: tuple[Server, Path]) -> None:
+    with pytest.raises(RequestError, match="VOLUME_ARRAY has 250,880,000 bytes; this server takes at most"):
+        list(report(np.zeros((512, 490, 500), np.int16), url=endpoint[0].url, spacing=(1, 1, 1), axes="LPS"))
+
+
 @pytest.mark.parametrize("data", [b"garbage" * 1000, b"\x1f\x8b\x08\x00broken", b"PK\x03\x04broken"])
 def test_garbage_is_refused_in_one_line(endpoint: tuple[Server, Path], data: bytes) -> None:
     with pytest.raises(RequestError) as caught:
@@ -87,6 +115,24 @@ def test_http_streams_a_draft_of_an_allowed_uri(endpoint: tuple[Server, Path], n
     assert events[-1]["NOTICE"] == NOTICE
     text = "".join(event["TEXT"] for event in events)
     assert text == "".join(report(nifti, url=endpoint[0].url, max_tokens=20))
+
+
+def test_http_takes_voxels_as_a_flat_list(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    import nibabel as nib
+
+    voxels = np.asarray(nib.load(nifti).dataobj)
+    values = {
+        "VOLUME_ARRAY": voxels.ravel().tolist(),
+        "VOLUME_SHAPE": voxels.shape,
+        "VOLUME_SPACING": [5.0, 5.0, 5.0],
+        "VOLUME_AXES": "RAS",
+        "MAX_TOKENS": 20,
+    }
+    text = "".join(event["TEXT"] for event in generate_stream(endpoint[0], values))
+    assert text == "".join(report(nifti, url=endpoint[0].url, max_tokens=20))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        generate_stream(endpoint[0], {**values, "VOLUME_SHAPE": [20, 20, 21]})
+    assert (caught.value.code, b"VOLUME_ARRAY has 8000 voxels" in caught.value.read()) == (400, True)
 
 
 def test_a_uri_elsewhere_is_refused(endpoint: tuple[Server, Path]) -> None:
@@ -265,8 +311,6 @@ def test_an_asyncio_client_gets_what_the_plain_one_gets(endpoint: tuple[Server, 
 
 
 def test_the_saliency_comes_with_the_draft(endpoint: tuple[Server, Path], nifti: Path) -> None:
-    import gzip
-
     import nibabel as nib
 
     draft = report(nifti, url=endpoint[0].url, max_tokens=8, saliency=True)
