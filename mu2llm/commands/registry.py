@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 PORTS = ("grpc", "http", "metrics")
+LIMITS = {  # of mu2llm.serving.export; what is not given stays as the repository has it
+    "max_queue": "requests that may wait",
+    "max_batch": "requests that are worked on at a time",
+    "max_tokens": "the most tokens that a request may ask for",
+    "max_volume_bytes": "the largest volume that may be sent",
+}
 DATABASE = "sqlite:///demo/mlflow/mlflow.db"
 
 
@@ -56,6 +62,9 @@ def add(commands: Any) -> None:
     triton = export.add_parser("triton", help="as an entry of a Triton model repository")
     triton.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
     triton.add_argument("--repository", default="demo/serving/repository", help="folder or s3:// address")
+    triton.add_argument("--engine", choices=("batch", "vllm"), help="how drafts are written")
+    for limit, about in LIMITS.items():
+        triton.add_argument(f"--{limit.replace('_', '-')}", type=int, help=about)
     _shared(triton, run_export)
 
     deploy = commands.add_parser("deploy", help="a version into service on this machine, or back if it fails")
@@ -186,7 +195,9 @@ def run_export(args: argparse.Namespace) -> None:
 
     where = _where(args)
     version = resolve(args.version, **where)
-    export(version, args.tracking_uri, args.repository, args.name)
+    given = {name: getattr(args, name) for name in ("engine", *LIMITS)}
+    limits = {name: value for name, value in given.items() if value is not None}
+    export(version, args.tracking_uri, args.repository, args.name, **limits)
     print(f"version {version} stands in {args.repository}")
 
 

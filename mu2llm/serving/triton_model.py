@@ -99,6 +99,7 @@ class TritonPythonModel:
             sys.executable, "-P", "-m", "mu2llm.serving.worker",
             "--model", str(Path(args["model_repository"]) / self.version / "model"),
             "--version", self.version,
+            "--engine", parameters["engine"]["string_value"],
             "--max-queue", parameters["max_queue"]["string_value"],
             "--max-batch", parameters["max_batch"]["string_value"],
             "--max-tokens", parameters["max_tokens"]["string_value"],
@@ -152,8 +153,14 @@ class TritonPythonModel:
             fd = theirs.fileno()
             self.worker = subprocess.Popen([*self.command, "--fd", str(fd)], pass_fds=[fd])
         self.stream = self.channel.makefile("rb")
-        if wire.receive(self.stream) is None:
-            raise RuntimeError(f"the worker ended with status {self.worker.wait()} while loading the model")
+        match wire.receive(self.stream):
+            case None:
+                raise RuntimeError(
+                    f"the worker ended with status {self.worker.wait()} while loading the model"
+                )
+            case {"type": "fail", "message": reason}, _:
+                self.worker.wait()
+                raise RuntimeError(reason)
 
     def _read(self) -> None:
         """Passes the worker's messages on to the clients; replaces a worker that died."""
