@@ -72,7 +72,11 @@ class VllmEngine(Engine):
             "generation_config": "vllm",  # none but what each request says
             "disable_log_stats": True,
         }
-        arguments = vllm.AsyncEngineArgs(**arguments_for(ours))
+        arguments = arguments_for(ours)
+        try:
+            arguments = vllm.AsyncEngineArgs(**arguments)
+        except TypeError as error:
+            raise ValueError(f"{SETTINGS}: {error}") from error
         self._llm = vllm.AsyncLLMEngine.from_engine_args(arguments)
         self._watching = self._loop.create_task(self._watch())
 

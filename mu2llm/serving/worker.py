@@ -135,9 +135,11 @@ def main() -> None:
         engine = open_engine(
             options.engine, options.model, max_queue=options.max_queue, max_batch=options.max_batch
         )
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         wire.send(channel, {"type": "fail", "message": str(error)})
-        sys.exit(f"mu2: error: {error}")
+        if isinstance(error, ValueError | OSError | ImportError):
+            sys.exit(f"mu2: error: {error}")
+        raise
     if not serve(channel, engine, audit, max_tokens=options.max_tokens) and server:
         log.error("Triton's Python backend is gone without goodbye: ending the server")
         end(server)

@@ -181,6 +181,13 @@ def test_who_leaves_and_who_asks_too_much_is_told_as_elsewhere(engine: VllmEngin
 
 
 @needs_vllm
+def test_a_setting_that_vllm_does_not_know_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SETTINGS, '{"speed": 9}')
+    with pytest.raises(ValueError, match=f"{SETTINGS}: .*speed"):
+        open_engine("vllm", folder, max_queue=1, max_batch=1)
+
+
+@needs_vllm
 @pytest.mark.slow
 def test_behind_a_server_vllm_answers_and_is_replaced_when_it_dies(
     folder: Path, nifti: Path, tmp_path: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch
