@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from tokenizers.decoders import DecodeStream
 
 from mu2llm.evaluation.drafts import load
+from mu2llm.serving import wire
 from mu2llm.serving.inputs import Request
 from mu2llm.serving.prepare import BadRequest, Preparation, Prepared
 
@@ -152,12 +153,13 @@ class Engine(ABC):
 
     def submit(self, request: Request, reply: Reply) -> None:
         """Puts a request into the queue and returns at once; `Busy` when there is no room."""
-        self._sweep()
+        self.sweep()
         with self._changed:
             if self._closing:
                 raise Busy("the server is shutting down")
-            if len(self._waiting) >= self.max_queue:
-                raise Busy(f"the server is busy: {self.max_queue} requests are waiting; try later")
+            # Room that is free but not taken yet counts: the thread that prepares may be amid a volume.
+            if len(self._waiting) + self._open >= self.max_queue + self.max_batch:
+                raise Busy(wire.BUSY.format(self.max_queue))
             self._waiting.append(Job(request, reply, time.perf_counter()))
             self._changed.notify_all()
 
@@ -172,7 +174,7 @@ class Engine(ABC):
     def _over(self) -> bool:
         return self._closing and not self._waiting and not self._open
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Ends waiting requests that were cancelled or whose time is over."""
         with self._changed:
             gone = [(job, why) for job in self._waiting if (why := job.unwanted())]
@@ -184,7 +186,7 @@ class Engine(ABC):
     def _prepare(self) -> None:
         """The thread that prepares: takes requests from the queue while the batch has room for them."""
         while True:
-            self._sweep()
+            self.sweep()
             with self._changed:
                 if self._over():
                     return
@@ -245,7 +247,10 @@ class Engine(ABC):
             job.reply.piece(piece)
 
     def _end(self, job: Job, error: Exception | None = None, saliency: bytes = b"") -> None:
-        """Tells the client, and makes room for another request."""
+        """Makes room for another request, and tells the client, who may ask again at once."""
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
         if error:
             _fail(job.reply, error)
         else:
@@ -263,9 +268,6 @@ class Engine(ABC):
                 job.reply.finish(job.reason, usage, saliency)
             except Exception:
                 log.exception("an answer could not be delivered")
-        with self._changed:
-            self._open -= 1
-            self._changed.notify_all()
 
 
 def _fail(reply: Reply, error: Exception) -> None:

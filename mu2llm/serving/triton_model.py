@@ -106,6 +106,8 @@ class TritonPythonModel:
         ]
         # fmt: on
         self.max_bytes = int(parameters["max_volume_bytes"]["string_value"])
+        self.max_queue = int(parameters["max_queue"]["string_value"])
+        self.max_open = self.max_queue + int(parameters["max_batch"]["string_value"])
         self.numbers = itertools.count(1)
         self.senders: dict[int, Any] = {}
         self.arrivals: dict[int, float] = {}
@@ -125,7 +127,12 @@ class TritonPythonModel:
             number, sender = next(self.numbers), request.get_response_sender()
             with self.lock:
                 self.arrivals[number] = time.monotonic()
+                full = len(self.senders) >= self.max_open
             self.metrics.arrived()
+            if full:  # told here, before a large volume is copied: a crowd must not slow those inside
+                self._left(number, "UNAVAILABLE")
+                _fail(sender, "UNAVAILABLE", wire.BUSY.format(self.max_queue))
+                continue
             try:
                 values, name, body = _read(request)
                 if len(body) > self.max_bytes:

@@ -83,6 +83,7 @@ def serve(channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max
         if header["type"] == "cancel":
             if number in replies:
                 replies[number].stopped = True
+                engine.sweep()  # one that waits gives its place up at once
             continue
         reply = replies[number] = SocketReply(parent, number, replies)
         values = {**header["values"], header["body"]: body} if header["body"] else header["values"]

@@ -1,6 +1,7 @@
 """The engine with a real model, without Triton."""
 
 import gzip
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,3 +213,27 @@ def test_a_generation_setting_that_it_cannot_follow_is_named(model_folder: Path,
     path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.2}))
     with pytest.raises(ValueError, match="repetition_penalty"):
         BatchEngine(folder)
+
+
+def test_who_asks_again_at_once_is_never_refused_by_a_full_engine(narrow: BatchEngine, ask) -> None:
+    """As many clients as there is room, each asking as soon as it is answered, amid others' preparation."""
+    outcomes: queue.Queue[str] = queue.Queue()
+
+    class Client(Answer):
+        left = 15
+
+        def finish(self, *args: Any) -> None:
+            outcomes.put(args[0])
+            self.again()
+
+        def again(self) -> None:
+            if self.left:
+                self.left -= 1
+                try:
+                    ask(self, to=narrow, question=f"Number {self.left}?", max_tokens=2)
+                except Busy:
+                    outcomes.put("refused")
+
+    for client in [Client() for _ in range(narrow.max_queue + narrow.max_batch)]:
+        client.again()
+    assert {outcomes.get(timeout=60) for _ in range(45)} <= {"stop", "length"}
