@@ -4,11 +4,13 @@ import gzip
 import json
 import os
 import queue
+import re
 import signal
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,6 +20,8 @@ from mu2llm import NOTICE
 from mu2llm.serving import server
 from mu2llm.serving.client import RequestError, report, report_async
 from mu2llm.serving.server import Server
+from tests.dicom_series import write_series
+from tests.volume.test_nifti import BAD
 
 pytestmark = pytest.mark.slow
 
@@ -142,21 +146,85 @@ def test_a_uri_elsewhere_is_refused(endpoint: tuple[Server, Path]) -> None:
     assert "does not lie below a root" in caught.value.read().decode()
 
 
-def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], nifti: Path) -> None:
+def tensor(name: str, datatype: str, value: np.ndarray) -> Any:
     from tritonclient import grpc
 
-    def tensor(name: str, datatype: str, value: object, dtype: type) -> grpc.InferInput:
-        made = grpc.InferInput(name, [1], datatype)
-        made.set_data_from_numpy(np.array([value], dtype=dtype))
-        return made
+    made = grpc.InferInput(name, value.shape, datatype)
+    made.set_data_from_numpy(value)
+    return made
+
+
+def test_tensors_of_another_type_shape_or_name_are_refused(
+    endpoint: tuple[Server, Path], nifti: Path
+) -> None:
+    from tritonclient import grpc
+
+    cube, three = np.zeros((4, 4, 4), np.int16), np.ones(3, np.float32)
+    responses: queue.Queue = queue.Queue()
+    client = grpc.InferenceServerClient(endpoint[0].url)
+    client.start_stream(lambda result, error: responses.put(str(error)))
+    for given, word in (
+        (tensor("VOLUME_ARRAY", "FP32", cube.astype(np.float32)), "VOLUME_ARRAY"),
+        (tensor("VOLUME_ARRAY", "INT16", cube[None]), "VOLUME_ARRAY"),
+        (tensor("VOLUME_ARRAY", "INT16", cube[0]), "VOLUME_ARRAY"),
+        (tensor("VOLUME_SPACING", "FP32", three[:2]), "VOLUME_SPACING"),
+        (tensor("MAX_TOKENS", "INT64", np.array([3])), "MAX_TOKENS"),
+        (tensor("COLOUR", "FP32", three), "COLOUR"),
+        (tensor("VOLUME_ARRAY", "INT16", cube), "VOLUME_SPACING"),
+        (tensor("VOLUME", "BYTES", np.array([b"a", b"b"], np.object_)), "VOLUME"),
+    ):
+        client.async_stream_infer("mu2llm", [given])
+        said = responses.get(timeout=60)
+        assert word in said and "\n" not in said and "Traceback" not in said
+    client.stop_stream()
+    client.close()
+    assert list(report(nifti, url=endpoint[0].url, max_tokens=4))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_every_bad_nifti_is_refused_with_its_reason(endpoint: tuple[Server, Path], case: str) -> None:
+    data, cause = BAD[case]
+    with pytest.raises(RequestError, match="VOLUME.*" + re.escape(cause)) as caught:
+        list(report(data, url=endpoint[0].url))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "values", "cause"),
+    [
+        ({4}, {}, "missing slices"),
+        (set(range(1, 8)), {}, "one slice is not a volume"),
+        (set(), {"Modality": "MR"}, "modality MR"),
+        (set(), {"PixelData": b"\0" * 10}, "do not decode"),
+        (set(), {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "image orientation"),
+        (set(), {"RescaleType": "MGML"}, "rescaled to MGML"),
+    ],
+)
+def test_a_bad_dicom_series_is_refused_with_its_reason(
+    endpoint: tuple[Server, Path], tmp_path: Path, left_out: set, values: dict, cause: str
+) -> None:
+    def change(i: int, dataset: Any) -> Any:
+        for key, value in values.items():
+            setattr(dataset, key, value)
+        return None if i in left_out else dataset
+
+    write_series(tmp_path / "SECRET-ID", change)
+    with pytest.raises(RequestError, match=cause) as caught:
+        list(report(tmp_path / "SECRET-ID", url=endpoint[0].url))
+    told = str(caught.value).replace(str(tmp_path / "SECRET-ID"), "")  # the client's own name for it
+    assert "\n" not in told and "secret" not in told.lower()
+
+
+def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    from tritonclient import grpc
 
     responses: queue.Queue = queue.Queue()
     client = grpc.InferenceServerClient(endpoint[0].url)
     client.start_stream(lambda result, error: responses.put((result, error)))
     inputs = [
-        tensor("VOLUME", "BYTES", nifti.read_bytes(), np.object_),
-        tensor("MAX_TOKENS", "INT32", 400, np.int32),
-        tensor("TEMPERATURE", "FP32", 1.0, np.float32),
+        tensor("VOLUME", "BYTES", np.array([nifti.read_bytes()], np.object_)),
+        tensor("MAX_TOKENS", "INT32", np.array([400], np.int32)),
+        tensor("TEMPERATURE", "FP32", np.array([1], np.float32)),
     ]
     client.async_stream_infer("mu2llm", inputs)
     responses.get(timeout=60)
