@@ -69,6 +69,30 @@ def read_studies(path: str | Path) -> dict[str, Study]:
     return studies
 
 
+def train_studies(
+    studies: dict[str, Study], share: float = 0.0, *, for_preferences: bool = False
+) -> list[Study]:
+    """The train split without the `share` of its patients that is kept for preferences, or those alone.
+
+    A patient always falls the same way, whatever else the file holds. A share of 0 keeps nobody: then both
+    are the whole split. Raises `ValueError` where nobody is left.
+    """
+    train = [study for study in studies.values() if study.split == "train"]
+    if not train:
+        raise ValueError("the studies file holds no study of the train split")
+    if share:
+        train = [study for study in train if (_place(study.patient_id) < share) == for_preferences]
+    if not train:
+        whom = "preferences" if for_preferences else "vision and sft"
+        raise ValueError(f"preference_share: {share} leaves {whom} no study of the train split; change it")
+    return train
+
+
+def _place(patient: str) -> float:
+    """Evenly spread over [0, 1), apart from the places that the splits are made by."""
+    return int.from_bytes(hashlib.sha256(f"preferences {patient}".encode()).digest()[:8]) / 2**64
+
+
 def read_samples(path: str | Path, studies: dict[str, Study]) -> dict[str, list[Sample]]:
     """Samples by split, which is their study's. A sample of a study that is not there is an error."""
     if not path or not Path(path).is_file():
