@@ -107,6 +107,9 @@ def build(cluster: ClusterSettings) -> Callable:
         registered = register(
             model=preferring.outputs["model"],
             evaluation=evaluated.outputs["evaluation"],
+            studies=studies,
+            samples=written.outputs["samples"],
+            pairs=ranked.outputs["pairs"],
             tracking_uri=tracking_uri,
             settings=register_settings,
         )
