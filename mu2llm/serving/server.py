@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 STATE = "server.json"
 AUDIT = "audit.jsonl"
 KEY_HEADER = "mu2-admin"
-PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker")
+PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker", "VLLM::")
 LOG_LINES = 20
 
 

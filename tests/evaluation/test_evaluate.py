@@ -98,6 +98,16 @@ def test_equal_evaluations_do_not_differ(evaluated, model, studies_file, tmp_pat
     assert (found["patients"], found["left_out"], found["studies_needed"]) == (6, 0, None)
 
 
+def test_frames_beside_the_studies_are_read_and_none_are_kept_elsewhere(model, studies_file, tmp_path):
+    shutil.copy(studies_file, tmp_path / "studies.jsonl")
+    short = {"cases": 0, "limit": 2, **OPTIONS}
+    evaluate(model, tmp_path / "studies.jsonl", tmp_path / "out", **short)
+    assert not (tmp_path / "frames").exists()
+    (tmp_path / "frames").mkdir()
+    evaluate(model, tmp_path / "studies.jsonl", tmp_path / "out", **short)
+    assert len(list((tmp_path / "frames").glob("*/*.safetensors"))) == 2
+
+
 def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
     _, folder = evaluated
     rows = [json.loads(line) for line in (folder / "drafts.jsonl").read_text().splitlines()]
