@@ -199,7 +199,7 @@ def test_behind_a_server_vllm_answers_and_is_replaced_when_it_dies(
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setenv(SETTINGS, json.dumps({"enforce_eager": True}))
     export_triton(folder, tmp_path / "r", version=1, manifest={}, limits=Limits(engine="vllm"))
-    running = server.start(tmp_path / "r", state_dir=tmp_path / "s", **ports, ready_seconds=600)
+    running = server.start(tmp_path / "r", state_dir=tmp_path / "s", **ports)
     try:
         text = "".join(report(nifti, url=running.url, max_tokens=20))
         children = psutil.Process(running.pid).children(recursive=True)
