@@ -32,7 +32,7 @@ VARIANTS = {
 }
 DPO = "all three + residual + DPO"
 BUDGETS: dict[str, dict[str, Any]] = {
-    "demo": {"count": 2400, "vision": {}, "sft": {}, "preferences": {}, "dpo": {}, "evaluate": {}},
+    "demo": {"count": 3600, "vision": {}, "sft": {}, "preferences": {}, "dpo": {}, "evaluate": {}},
     "trial": {
         "count": 96,
         "vision": {"max_steps": 4},

@@ -17,8 +17,9 @@ from mu2llm.text.words import lexicon
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
 _BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
-_PLACE_ENDS = re.compile("(PD?)?[gac]*[sSL]+[CO,]$")
-_PLACE_NEXT = re.compile("[gac]*[sSL]")
+_TAG = re.compile(r",[DLwa]?s?L?S(?=[,#(]|$)")  # "cyst, left kidney, 4 cm", "atrophic, fatty pancreas"
+_PLACE_ENDS = re.compile("(PD?)?[gac]*[sSLw]+[CO,]$")
+_PLACE_NEXT = re.compile("[gac]*[sSLw0]")
 _NATURE = re.compile("[^CO,;bVEH]*[,(]?[rV]*e[DAa]*$")  # "a lesion of 2 cm, consistent with a"
 _OF_IT = re.compile(r" *(?:and )?(?:the )?(?:walls?|lumen|diameter|parenchyma|surface|contours?) ", re.I)
 _LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
@@ -91,6 +92,8 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         own = _shared(row, mentions, index, facts) or _subject(row, mention, facts)
     if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention):
         return [replace(mention, entity=facts["sites"]["liver"])]
+    if not own and "lungs" in facts["sites"] and _at_hilum(row, words):
+        return [replace(mention, entity=facts["sites"]["lungs"])]
     by_entity: dict[str, list[int]] = {}
     for i in _compatible(row, own, facts):
         by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
@@ -125,7 +128,9 @@ def _sites_after(row: Row, mention: Mention) -> list[int]:
         code = row.codes[i]
         if code == "P":
             linked = True
-        elif code in "VM" or (code in _LIST and not sites and row.codes[i - 1] not in "sL"):
+        elif code in "VM" or (
+            code in _LIST and not sites and row.codes[i - 1] not in "sL" and not _TAG.match(row.codes, i)
+        ):
             linked = False
         elif _site(row, i) and (linked or sites):
             sites.append(i)
@@ -184,6 +189,13 @@ def _in_liver_segment(row: Row, mention: Mention) -> bool:
     begin, end = row.bounds(mention.clause)
     named = {str(row.spans[i].value) for i in range(begin, end) if row.codes[i] == "L"}
     return any(name.startswith("segment ") for name in named) and not named.intersection(_LUNG_PLACES)
+
+
+def _at_hilum(row: Row, words: range) -> bool:
+    """Whether a hilum stands with the mention and no organ whose hilum it might be: it is the lung's."""
+    return "S" not in row.codes[words.start : words.stop] and any(
+        row.codes[i] == "L" and row.spans[i].value == "hilum" for i in words
+    )
 
 
 def _subject(row: Row, mention: Mention, facts: dict[str, Any]) -> list[int]:

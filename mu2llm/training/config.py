@@ -42,6 +42,8 @@ class TrainConfig:
             contrastive, to tell each volume's own report from the others of the batch.
         lora_rank: above 0 the decoder learns by low-rank adapters alone (LoRA), scaled by `lora_alpha` /
             `lora_rank` and merged into it at the end.
+        preference_share: the share of the train split's patients that vision and sft leave alone, so that
+            preferences (given the same share) rank drafts of volumes that the model has not learned by heart.
         freeze: parts of the model that do not learn, by the start of their parameters' names.
         learning_rate, schedule, warmup_ratio, weight_decay, max_grad_norm: AdamW and its course.
         epochs: passes over the data; `max_steps` > 0 ends earlier or later and goes before it.
@@ -74,6 +76,7 @@ class TrainConfig:
     cache: str = ""
     tasks: dict[str, float] = field(default_factory=lambda: {"report": 1.0})
     objective: str = "labels"
+    preference_share: float = 0.0
     lora_rank: int = 0
     lora_alpha: float = 16.0
     freeze: list[str] = field(default_factory=list)
@@ -126,6 +129,7 @@ class TrainConfig:
             ("eval_limit", 1, None),
             ("reference_batch", 1, None),
             ("max_steps", 0, None),
+            ("preference_share", 0, 0.9),
             ("warmup_ratio", 0, 0.9),
             ("label_smoothing", 0, 0.5),
             ("weight_decay", 0, None),

@@ -69,6 +69,33 @@ def read_studies(path: str | Path) -> dict[str, Study]:
     return studies
 
 
+def train_studies(
+    studies: dict[str, Study], share: float = 0.0, *, for_preferences: bool = False
+) -> list[Study]:
+    """The train split without the `share` of its patients that is kept for preferences, or those alone.
+
+    The same patients always fall the same way, also when others are added; of two or more, one at least falls
+    each way. A share of 0 keeps nobody: then both are the whole split. Raises `ValueError` where the split
+    has no study, or a single patient to part.
+    """
+    train = [study for study in studies.values() if study.split == "train"]
+    if not train:
+        raise ValueError("the studies file holds no study of the train split")
+    if not share:
+        return train
+    place = {study.patient_id: _place(study.patient_id) for study in train}
+    first, *others = sorted(place, key=lambda patient: place[patient])
+    if not others:
+        raise ValueError(f"preference_share: {share} cannot part the train split's only patient; set it to 0")
+    kept = {first} | {patient for patient in others[:-1] if place[patient] < share}
+    return [study for study in train if (study.patient_id in kept) == for_preferences]
+
+
+def _place(patient: str) -> float:
+    """Evenly spread over [0, 1), apart from the places that the splits are made by."""
+    return int.from_bytes(hashlib.sha256(f"preferences {patient}".encode()).digest()[:8]) / 2**64
+
+
 def read_samples(path: str | Path, studies: dict[str, Study]) -> dict[str, list[Sample]]:
     """Samples by split, which is their study's. A sample of a study that is not there is an error."""
     if not path or not Path(path).is_file():

@@ -20,7 +20,7 @@ import yaml
 from mu2llm.data.records import REPORT_QUESTION, Study, write_jsonl
 from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.training.config import check_names
-from mu2llm.training.data import digest, read_studies
+from mu2llm.training.data import digest, read_studies, train_studies
 from mu2llm.training.launch import launch
 from mu2llm.training.pairing import write_pairs
 
@@ -50,6 +50,7 @@ class Settings:
     judge: str = "rules"
     judge_model: str = ""
     reference_as_chosen: bool = False
+    preference_share: float = 0.0
     limit: int = 0
     seed: int = 0
     digests: dict[str, str] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Settings:
             ("max_new_tokens", 1, 8192),
             ("batch_size", 1, 4096),
             ("margin", 0, 1),
+            ("preference_share", 0, 0.9),
             ("top_p", 1e-6, 1),
             ("temperature", 1e-3, 10),
         ):
@@ -78,7 +80,8 @@ def build_preferences(
     against the study's report; a model's completions are kept in `out/judge`. Chosen is the best (with
     `reference_as_chosen` the report itself), rejected the worst; a study gives a pair only where their scores
     differ by at least `margin`, and by more than nothing. A draft that was cut off at `max_new_tokens`, or
-    that the judge could not score, stands in `candidates` and in no pair. `limit` > 0 takes that many
+    that the judge could not score, stands in `candidates` and in no pair. `preference_share` > 0 draws from
+    the patients whom SFT, given the same share, left alone. `limit` > 0 takes that many
     studies, drawn by `seed`; `batch_size` studies are sampled at once in each of `nproc` processes; `cache`
     is the folder of prepared frames.
     """
@@ -132,9 +135,7 @@ def _parts(settings: Settings) -> Path:
 
 
 def _chunks(settings: Settings, studies: dict[str, Study]) -> list[list[Study]]:
-    train = [study for study in studies.values() if study.split == "train"]
-    if not train:
-        raise ValueError(f"{settings.studies} holds no study of the train split")
+    train = train_studies(studies, settings.preference_share, for_preferences=True)
     if settings.limit and settings.limit < len(train):
         train = random.Random(settings.seed).sample(train, settings.limit)
     return [train[i : i + CHUNK] for i in range(0, len(train), CHUNK)]

@@ -6,7 +6,14 @@ python -m torch.distributed.run --standalone --nproc_per_node=2 -m mu2llm.traini
 from transformers import TrainingArguments, set_seed
 
 from mu2llm.training.config import TrainConfig
-from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
+from mu2llm.training.data import (
+    SampleDataset,
+    collate_samples,
+    mix,
+    read_samples,
+    read_studies,
+    train_studies,
+)
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.run import load_frames, load_model, run, training_arguments
 from mu2llm.training.trainer import Grouped, StageTrainer, samples_a_step
@@ -35,7 +42,9 @@ def train(config: TrainConfig) -> bool:
             "val": SampleDataset(held_out),
             "blank": SampleDataset(held_out, blank=True),
         }
-    epoch = mix(samples["train"], config.tasks, config.seed)
+    learned = {study.study_id for study in train_studies(studies, config.preference_share)}
+    train_samples = [sample for sample in samples["train"] if sample.study_id in learned]
+    epoch = mix(train_samples, config.tasks, config.seed)
     trainer = StageTrainer(
         model=model,
         args=args,

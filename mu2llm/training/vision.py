@@ -19,7 +19,7 @@ from mu2llm.data.records import Study
 from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.training.config import TrainConfig
 from mu2llm.training.contrastive import MatchingModel, ReportDataset, collate_reports
-from mu2llm.training.data import read_studies
+from mu2llm.training.data import read_studies, train_studies
 from mu2llm.training.deepspeed import prepare_runtime
 from mu2llm.training.labels import LabelDataset, SeeingModel, collate_labels, findings_named
 from mu2llm.training.muon import MuonAdamW
@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> bool:
     """Trains on the train split. Returns False where SIGTERM stopped it; see `mu2llm.training.run.run`."""
     prepare_runtime()
     set_seed(config.seed)
-    studies = [study for study in read_studies(config.studies).values() if study.split == "train"]
+    studies = train_studies(read_studies(config.studies), config.preference_share)
     by_labels = config.objective == "labels"
     labels, named = findings_named(studies) if by_labels else ([], {})
     args = TrainingArguments(**training_arguments(config))
