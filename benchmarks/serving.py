@@ -6,15 +6,17 @@
 A tritonserver is started on loopback and asked over gRPC by asyncio clients, each request on a stream of its
 own (tritonclient). "One at a time" is the same engine with room for one request, behind the same server;
 "generate" is transformers' own, called here on volumes in memory, without server and messages. Every request
-is about a CT that the server has not seen, so all are read and encoded. Greedy. Two minutes on two cores.
+is about a CT that the server has not seen, so all are read and encoded. Greedy. Three minutes on two cores.
 """
 
 import argparse
 import asyncio
+import contextlib
 import socket
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +93,19 @@ async def crowd(clients: int, volumes: Volumes, url: str, args: argparse.Namespa
 
     await asyncio.gather(*(client() for _ in range(clients)))
     load.seconds = time.perf_counter() - began
+    return load
+
+
+async def flood(rate: float, volumes: Volumes, url: str, args: argparse.Namespace, duration: float) -> Load:
+    """So many requests a second, evenly, whatever becomes of those before; each asks once."""
+    load = Load()
+    began = time.perf_counter()
+    asked = []
+    while (due := began + len(asked) / rate) < began + duration:
+        await asyncio.sleep(due - time.perf_counter())
+        asked.append(asyncio.create_task(one(load, volumes.next(), url, args.max_tokens)))
+    load.seconds = time.perf_counter() - began
+    await asyncio.gather(*asked)
     return load
 
 
@@ -187,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--model", type=Path, help="model folder")
     parser.add_argument("--seconds", type=float, default=10, help="of each load")
-    parser.add_argument("--overload-seconds", type=float, default=40)
+    parser.add_argument("--overload-seconds", type=float, default=60)
     parser.add_argument("--max-tokens", type=int, default=96)
     args = parser.parse_args()
     print(f"{machine()}\n", flush=True)
@@ -196,33 +211,31 @@ def main() -> None:
         model = args.model or small_model(folder / "model")
         volumes = Volumes(phantom(folder / "phantoms"))
 
-        def measure(limits: Limits, loads: list[tuple[str, int, float]]) -> list[Load]:
+        @contextlib.contextmanager
+        def served(limits: Limits) -> Iterator[str]:
             running = start(model, folder, limits)
             try:
                 asyncio.run(crowd(2, volumes, running.url, args, 2))  # warm
-                measured = []
-                for name, clients, duration in loads:
-                    measured.append(asyncio.run(crowd(clients, volumes, running.url, args, duration)))
-                    rows.append(row(name, measured[-1]))
-                return measured
+                yield running.url
             finally:
                 server.stop(folder / "state")
 
+        def by(clients: int, url: str, name: str = "") -> Load:
+            load = asyncio.run(crowd(clients, volumes, url, args, args.seconds))
+            rows.append(row(name or f"{clients} clients", load))
+            return load
+
         plain = generate(model, volumes, args)
         rows: list[tuple[str, ...]] = []
-        (sequential,) = measure(
-            Limits(max_batch=1, max_queue=16), [("one at a time, 8 clients", 8, args.seconds)]
-        )
-        counts = (1, 4, 8, 16)
-        loads = measure(Limits(max_batch=ROWS), [(f"{n} clients", n, args.seconds) for n in counts])
-        # Its capacity is what works and waits here: 8 and 8. Four times as many ask.
-        full, over = measure(
-            Limits(max_batch=8, max_queue=8),
-            [
-                ("at capacity, 16 clients", 16, args.seconds),
-                ("overload, 64 clients", 64, args.overload_seconds),
-            ],
-        )
+        with served(Limits(max_batch=1, max_queue=16)) as url:
+            sequential = by(8, url, "one at a time, 8 clients")
+        with served(Limits(max_batch=ROWS)) as url:
+            loads = {clients: by(clients, url) for clients in (1, 4, 8, 16)}
+        with served(Limits(max_batch=8, max_queue=8)) as url:
+            # Its capacity is what works and waits here: 8 and 8. Then four times as much is asked of it.
+            full = by(16, url, "at capacity, 16 clients")
+            over = asyncio.run(flood(4 * full.rate, volumes, url, args, args.overload_seconds))
+            rows.append(row(f"overload, {4 * full.rate:.0f} requests / s", over))
         running = start(model, folder, Limits())
         try:
             few = Volumes(volumes.path, 20)
@@ -234,7 +247,7 @@ def main() -> None:
             server.stop(folder / "state")
     head = ("load", "drafts / s", "draft p50", "first piece p50 / p99", "a token p50", "drafts")
     print(table(rows, (*head, "refused", "lost")))
-    eight = loads[counts.index(8)].rate
+    eight = loads[8].rate
     print(f"\n`generate`, one after another: {plain:.2f} drafts / s")
     print(f"8 clients against `generate`: {eight / plain:.2f} times the drafts per second (asked for: 3)")
     print(f"8 clients against one at a time: {eight / sequential.rate:.2f} times")

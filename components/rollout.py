@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,24 @@ def deploy(
     return deploy(repository, version, state_dir=state_dir, **ports)
 
 
-def export(version: int, tracking_uri: str, repository: str, name: str) -> None:
-    """The version's model as an entry of the repository, which servers take when they start."""
-    from mu2llm.serving.export import export_triton
+def export(version: int, tracking_uri: str, repository: str, name: str, **limits: Any) -> None:
+    """The version's model as an entry of the repository, which servers take when they start.
+
+    `limits` are fields of `mu2llm.serving.export.Limits`; what is not given stays as the repository has it.
+    """
+    from mu2llm.serving.export import MODEL, export_triton, limits_of
 
     with tempfile.TemporaryDirectory() as work:
         model, manifest = _fetched(version, tracking_uri, name, work)
         remote = repository.startswith("s3://")
         folder = f"{work}/repository" if remote else repository
-        export_triton(model, folder, version=version, manifest=manifest)
+        config = f"{MODEL}/config.pbtxt"
+        if remote and storage.exists(f"{repository.rstrip('/')}/{config}"):
+            storage.write_bytes(
+                f"{folder}/{config}", storage.read_bytes(f"{repository.rstrip('/')}/{config}")
+            )
+        chosen = replace(limits_of(folder), **limits)
+        export_triton(model, folder, version=version, manifest=manifest, limits=chosen)
         if remote:
             storage.push(folder, repository)
 

@@ -29,10 +29,10 @@ def gate(
     from typing import NamedTuple
 
     from mu2llm.components.step import options, step, write
-    from mu2llm.components.versions import gate_by
+    from mu2llm.registry import gate as run
 
     with step():
-        result = gate_by(version, tracking_uri, options(settings))
+        result = run(version, tracking_uri=tracking_uri, **options(settings))
         lines = [f"# Version {version}: {'passed' if result.passed else 'refused'}", ""]
         write(verdict.path, "\n".join(lines + [f"- {reason}" for reason in result.reasons]) + "\n")
         return NamedTuple("Verdict", [("passed", bool), ("reasons", str)])(
@@ -42,7 +42,7 @@ def gate(
 
 @dsl.component(base_image=images.BASE, install_kfp_package=False)
 def promote(version: int, tracking_uri: str, settings: dict) -> int:
-    """Moves the alias `champion` to a version that passed the gate.
+    """Moves the alias `champion` to a version that passes the gate against the champion of this moment.
 
     Args:
         version: the version's number.

@@ -10,6 +10,9 @@ from mu2llm.components import images
 def register(
     model: Input[Model],
     evaluation: Input[Dataset],
+    studies: Input[Dataset],
+    samples: Input[Dataset],
+    pairs: Input[Dataset],
     tracking_uri: str,
     settings: dict,
 ) -> int:
@@ -18,6 +21,7 @@ def register(
     Args:
         model: the model.
         evaluation: the folder of `evaluate` for this model.
+        studies, samples, pairs: the folders of `ingest`, `corpus` and `preferences` that it was made from.
         tracking_uri: MLflow's server or database.
         settings: options of `mu2llm.registry.register`, such as `name`.
 
@@ -28,4 +32,9 @@ def register(
     from mu2llm.components.versions import register_once
 
     with step():
-        return register_once(model.path, evaluation.path, tracking_uri, options(settings))
+        data = {
+            "studies": f"{studies.path}/studies.jsonl",
+            "corpus": f"{samples.path}/samples.jsonl",
+            "preferences": f"{pairs.path}/preferences.jsonl",
+        }
+        return register_once(model.path, evaluation.path, data, tracking_uri, options(settings))

@@ -15,8 +15,8 @@ MEASURED = (
 )
 
 
-def model_card(result: dict[str, Any], config: dict[str, Any]) -> str:
-    """Markdown, from what evaluation.json holds and the model's config.json."""
+def model_card(result: dict[str, Any], config: dict[str, Any], digests: dict[str, str]) -> str:
+    """Markdown, from what evaluation.json holds, the model's config.json, and the SHA-256 of its data."""
     vision, text = config["vision_config"], config["text_config"]
     lines = [
         "# μ²LLM report model",
@@ -43,6 +43,7 @@ def model_card(result: dict[str, Any], config: dict[str, Any]) -> str:
         f"{' × '.join(map(str, vision['image_size']))} voxels, {config['num_query_tokens']} visual tokens, "
         f"decoder {text['model_type']} {text['num_hidden_layers']} × {text['hidden_size']}.",
         "",
+        *_data(digests),
         "## Measured",
         "",
         f"{result['studies']} studies of {result['patients']} patients, split `{result['split']}`, "
@@ -56,6 +57,13 @@ def model_card(result: dict[str, Any], config: dict[str, Any]) -> str:
         *_findings(result.get("findings", [])),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _data(digests: dict[str, str]) -> list[str]:
+    if not digests:
+        return []
+    rows = [f"| {kind} | `{digest}` |" for kind, digest in digests.items()]
+    return ["## Made from", "", "| | SHA-256 |", "|---|---|", *rows, ""]
 
 
 def _row(label: str, value: float | None, interval: list[float] | None) -> str:

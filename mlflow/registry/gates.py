@@ -13,6 +13,7 @@ import yaml
 from mu2llm.registry import probes
 from mu2llm.registry.store import NAME, champion, fetch, fetch_evaluation, find, open_registry
 
+NOBODY = "none"  # in place of the champion's number, where there is none
 FIELDS = {
     "at_least": {"metric", "bound"},
     "at_most": {"metric", "bound"},
@@ -49,12 +50,14 @@ class GateResult:
         return [f"{c.name}: {c.reason}" for c in self.checks if self.passed or not c.passed]
 
 
-def gate(
-    version: int | str, *, tracking_uri: str, name: str = NAME, rules: str | Path | None = None
-) -> GateResult:
-    """Checks a version, by number or alias, against the rules of a YAML file (default: gate.yaml here).
+Rules = str | Path | list[dict[str, Any]] | None
+
+
+def gate(version: int | str, *, tracking_uri: str, name: str = NAME, rules: Rules = None) -> GateResult:
+    """Checks a version, by number or alias, against rules: a YAML file or what it holds (default: gate.yaml).
 
     Each result becomes a tag `gate.<rule>` of the version, the verdict the tag `gate`: "passed" or "failed".
+    `gate_against` is the champion that it was measured against, `gate_rules` the rules.
     """
     chosen = read_rules(rules)
     client = open_registry(tracking_uri)
@@ -80,20 +83,34 @@ def gate(
                 theirs = fetch_evaluation(client, other, Path(folder, "champion"))
                 checks.append(_not_below(rule, own, theirs, result["studies"], other.version))
     verdict = GateResult(all(check.passed for check in checks), checks)
-    for check in checks:
-        text = f"{'passed' if check.passed else 'failed'}: {check.reason}"
-        client.set_model_version_tag(name, candidate.version, f"gate.{check.name}", text)
-    client.set_model_version_tag(name, candidate.version, "gate", "passed" if verdict.passed else "failed")
+    if "gate" in candidate.tags:
+        client.delete_model_version_tag(name, candidate.version, "gate")  # no old verdict beside new results
+    tags = {
+        **{f"gate.{it.name}": f"{'passed' if it.passed else 'failed'}: {it.reason}" for it in checks},
+        "gate_against": str(other.version) if other else NOBODY,
+        "gate_rules": json.dumps(chosen),
+        "gate": "passed" if verdict.passed else "failed",
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(name, candidate.version, key, value)
     return verdict
 
 
-def read_rules(path: str | Path | None = None) -> list[dict[str, Any]]:
-    """The rules of a YAML file, checked: `ValueError` naming the rule and the field."""
-    source = Path(path) if path else files("mu2llm.registry").joinpath("gate.yaml")
-    try:
-        rules = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+def stands(tags: dict[str, str], against: str) -> bool:
+    """Whether a version's tags say that it passed, measured against this champion (or `NOBODY`)."""
+    return tags.get("gate") == "passed" and tags.get("gate_against") == against
+
+
+def read_rules(given: Rules = None) -> list[dict[str, Any]]:
+    """The rules, checked: `ValueError` naming the rule and the field."""
+    source: Any = "rules"
+    rules: Any = given
+    if not isinstance(given, list):
+        source = Path(given) if given else files("mu2llm.registry").joinpath("gate.yaml")
+        try:
+            rules = yaml.safe_load(source.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(rules, list) or not rules or not all(isinstance(rule, dict) for rule in rules):
         raise ValueError(f"{source}: expected a list of rules, each with a name and a kind")
     for number, rule in enumerate(rules, 1):

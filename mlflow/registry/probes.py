@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-INPUTS = {"volume": ("string", True), "question": ("string", False)}  # type, and whether it must be there
+# Type, and whether it must be there: a row has either volume or content.
+INPUTS = {"volume": ("string", False), "content": ("binary", False), "question": ("string", False)}
 SMOKE_TOKENS = 8
 
 
@@ -16,7 +17,7 @@ def signature(uri: str) -> tuple[bool, float | None, str]:
     inputs = {column.name: (column.type.name, column.required) for column in found.inputs.inputs}
     outputs = [column.type.name for column in found.outputs.inputs]
     if inputs == INPUTS and outputs == ["string"]:
-        return True, None, "takes volume and question, answers with text"
+        return True, None, "takes volume or content, and question; answers with text"
     return False, None, f"takes {inputs}, answers with {outputs}"
 
 

@@ -10,6 +10,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from mu2llm.registry.gates import NOBODY, Rules, gate, stands
 from mu2llm.registry.store import CHALLENGER, CHAMPION, NAME, champion, find, open_registry, registered_model
 
 EVENT = "event."
@@ -20,8 +21,14 @@ class UnderWay(ValueError):
     """Another promotion or rollback is at work."""
 
 
-def promote(version: int | str, *, tracking_uri: str, name: str = NAME, by: str = "") -> dict[str, Any]:
-    """Makes a version, by number or alias, the champion. It must have passed the gate.
+def promote(
+    version: int | str, *, tracking_uri: str, name: str = NAME, by: str = "", rules: Rules = None
+) -> dict[str, Any]:
+    """Makes a version, by number or alias, the champion. It must pass the gate.
+
+    The gate is run here, unless it was passed against the present champion and no `rules` are given; without
+    them it is run by those that the version was last measured by. `ValueError` with the reasons when it
+    fails.
 
     The version that was champion is written down (tag `promoted_from`) before the alias moves, so that
     `rollback` knows the way back. Returns the event: action, version, previous, by, at (UTC). Of two calls at
@@ -30,17 +37,16 @@ def promote(version: int | str, *, tracking_uri: str, name: str = NAME, by: str 
     client = open_registry(tracking_uri)
     _finish_abandoned(client, name)
     candidate = find(client, version, name)
-    verdict = candidate.tags.get("gate")
-    if verdict != "passed":
-        state = "has not been through the gate" if verdict is None else "failed the gate"
-        raise ValueError(
-            f"version {candidate.version} {state}: `mu2 registry gate {candidate.version}` tells why"
-        )
-    number = _next_number(client, name)
+    number = _next_number(client, name)  # first: what is promoted while the gate runs is seen by it
     now = champion(client, name)
+    if now and now.version == candidate.version:
+        return _event("promote", int(candidate.version), int(now.version), by)
+    if rules or not stands(candidate.tags, str(now.version) if now else NOBODY):
+        rules = rules or json.loads(candidate.tags.get("gate_rules", "null"))
+        result = gate(candidate.version, tracking_uri=tracking_uri, name=name, rules=rules)
+        if not result.passed:
+            raise ValueError(f"version {candidate.version} fails the gate: {'; '.join(result.reasons)}")
     event = _event("promote", int(candidate.version), int(now.version) if now else None, by)
-    if event["previous"] == event["version"]:
-        return event
     return _carry_out(client, name, number, event)
 
 

@@ -1,14 +1,17 @@
 """Registering: a model with its evaluation becomes a version that can be judged, run and traced."""
 
+import hashlib
 import importlib.metadata
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mu2llm
 from mu2llm.registry.card import model_card
+from mu2llm.registry.probes import INPUTS
 from mu2llm.registry.store import CHALLENGER, EVALUATION, NAME, experiment_id, open_registry
 
 EVALUATION_FILES = ("evaluation.json", "drafts.jsonl", "report.html")
@@ -23,6 +26,7 @@ def register(
     name: str = NAME,
     experiment: str = NAME,
     tags: dict[str, str] | None = None,
+    data: Mapping[str, str | Path] | None = None,
 ) -> int:
     """Logs a run with the model, its evaluation and its card, makes it a version, and returns its number.
 
@@ -32,16 +36,20 @@ def register(
         tracking_uri: `sqlite:///path/mlflow.db`, or the address of an MLflow server.
         name: of the registered model; experiment: where the run is logged.
         tags: more tags of the version.
+        data: the files that the model was made from, such as {"studies": …, "corpus": …}: the SHA-256 of each
+            becomes a tag, `studies_sha256`, and stands in the card.
 
     The version gets the alias `challenger`. `ValueError` or `FileNotFoundError` for a model or an evaluation
     that is not whole; nothing is registered then.
     """
     model, evaluation = Path(model), Path(evaluation)
     result = _checked(model, evaluation)
+    digests = {kind: _sha256(Path(path)) for kind, path in (data or {}).items()}
     client = open_registry(tracking_uri)
     import mlflow
 
-    card = model_card(result, json.loads((model / "config.json").read_text(encoding="utf-8")))
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    card = model_card(result, config, digests)
     with mlflow.start_run(experiment_id=experiment_id(client, tracking_uri, experiment), nested=True) as run:
         mlflow.log_params(parameters(result))
         mlflow.log_metrics(metrics(result))
@@ -53,6 +61,7 @@ def register(
         "notice": mu2llm.NOTICE,
         "mu2llm": mu2llm.__version__,
         **{key: f"{result[key]:.4f}" for key in ("green", "finding_macro_f1") if result[key] is not None},
+        **{f"{kind}_sha256": digest for kind, digest in digests.items()},
         **(tags or {}),
     }
     version = mlflow.register_model(logged.model_uri, name, tags=client_tags)
@@ -60,6 +69,13 @@ def register(
     client.set_registered_model_alias(name, CHALLENGER, version.version)
     print(f"registered version {version.version} of {name} (run {run.info.run_id})", flush=True)
     return int(version.version)
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there: name the file that the model was made from")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(model: Path, evaluation: Path) -> dict[str, Any]:
@@ -84,9 +100,9 @@ def _log_model(model: Path) -> Any:
 
     import mlflow
 
-    # A question may be left out, which an inferred signature could not say.
+    # What may be left out an inferred signature could not say.
     signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "volume"), ColSpec("string", "question", required=False)]),
+        inputs=Schema([ColSpec(kind, name, required) for name, (kind, required) in INPUTS.items()]),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec("max_tokens", "long", 256)]),
     )

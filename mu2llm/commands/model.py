@@ -122,12 +122,14 @@ def add(commands: Any) -> None:
 def run_new(args: argparse.Namespace) -> None:
     if args.decoder:
         from mu2llm.model.assemble import assemble
+        from mu2llm.storage import whole_folder
         from mu2llm.volume import PLAIN_WINDOW, SOFT_LUNG_WINDOW
 
         hu: dict[str, Any] = {"window": SOFT_LUNG_WINDOW if args.window == "soft-lung" else PLAIN_WINDOW}
         hu["crop_to_body"] = not args.whole
-        for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed, **hu):
-            part.save_pretrained(args.out)
+        with whole_folder(Path(args.out)) as folder:
+            for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed, **hu):
+                part.save_pretrained(folder)
     elif args.vision or args.mode or args.window or args.whole:
         raise ValueError(
             "--vision, --mode, --window and --whole go with --decoder: a small model has its own ways"

@@ -7,6 +7,17 @@ from pathlib import Path
 from typing import Any
 
 PORTS = ("grpc", "http", "metrics")
+DATA = {  # that a model is made from
+    "studies": "studies.jsonl of ingest",
+    "corpus": "samples.jsonl of the corpus",
+    "preferences": "preferences.jsonl that DPO read",
+}
+LIMITS = {  # of mu2llm.serving.export; what is not given stays as the repository has it
+    "max_queue": "requests that may wait",
+    "max_batch": "requests that are worked on at a time",
+    "max_tokens": "the most tokens that a request may ask for",
+    "max_volume_bytes": "the largest volume that may be sent",
+}
 DATABASE = "sqlite:///demo/mlflow/mlflow.db"
 
 
@@ -19,6 +30,8 @@ def add(commands: Any) -> None:
         "--licence", help="of the model, such as apache-2.0, for the gate's rule of that kind"
     )
     register.add_argument("--data-licence", help="of what it was trained on")
+    for kind, about in DATA.items():
+        register.add_argument(f"--{kind}", type=Path, help=f"{about}, whose SHA-256 the version keeps")
     _shared(register, run_register)
 
     verbs = commands.add_parser("registry", help="the versions of the model").add_subparsers(
@@ -28,12 +41,13 @@ def add(commands: Any) -> None:
     for name, run, about in (
         ("show", run_show, "a version's model card"),
         ("gate", run_gate, "measure a version against the rules"),
-        ("promote", run_promote, "make a version that passed the gate the champion"),
+        ("promote", run_promote, "have a version pass the gate and make it the champion"),
     ):
         verb = verbs.add_parser(name, help=about)
         verb.add_argument("version", help="number or alias, such as challenger")
-        if name == "gate":
-            verb.add_argument("--rules", help="YAML of rules (default: mlflow/registry/gate.yaml)")
+        if name != "show":
+            default = "mlflow/registry/gate.yaml" if name == "gate" else "those of its last gate"
+            verb.add_argument("--rules", help=f"YAML of rules (default: {default})")
         _shared(verb, run)
     _shared(verbs.add_parser("history", help="every promotion and rollback, oldest first"), run_history)
     _shared(verbs.add_parser("rollback", help="the champion before this one becomes it again"), run_rollback)
@@ -53,9 +67,16 @@ def add(commands: Any) -> None:
     export = commands.add_parser("export", help="a version for another system").add_subparsers(
         metavar="VERB", required=True
     )
-    triton = export.add_parser("triton", help="as an entry of a Triton model repository")
+    triton = export.add_parser(
+        "triton",
+        help="as an entry of a Triton model repository",
+        description="The engine and the limits that are not given stay as the repository has them.",
+    )
     triton.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
     triton.add_argument("--repository", default="demo/serving/repository", help="folder or s3:// address")
+    triton.add_argument("--engine", choices=("batch", "vllm"), help="how drafts are written")
+    for limit, about in LIMITS.items():
+        triton.add_argument(f"--{limit.replace('_', '-')}", type=int, help=about)
     _shared(triton, run_export)
 
     deploy = commands.add_parser("deploy", help="a version into service on this machine, or back if it fails")
@@ -93,7 +114,8 @@ def run_register(args: argparse.Namespace) -> None:
 
     given = {"licence": args.licence, "data_licence": args.data_licence}
     tags = {name: value for name, value in given.items() if value}
-    register(args.model, args.evaluation, tags=tags, **_where(args))
+    data = {kind: path for kind in DATA if (path := getattr(args, kind))}
+    register(args.model, args.evaluation, tags=tags, data=data, **_where(args))
 
 
 def run_list(args: argparse.Namespace) -> None:
@@ -144,7 +166,7 @@ def run_gate(args: argparse.Namespace) -> int:
 def run_promote(args: argparse.Namespace) -> None:
     from mu2llm.registry import promote
 
-    _told(promote(args.version, **_where(args)))
+    _told(promote(args.version, rules=args.rules, **_where(args)))
 
 
 def run_rollback(args: argparse.Namespace) -> None:
@@ -186,7 +208,9 @@ def run_export(args: argparse.Namespace) -> None:
 
     where = _where(args)
     version = resolve(args.version, **where)
-    export(version, args.tracking_uri, args.repository, args.name)
+    given = {name: getattr(args, name) for name in ("engine", *LIMITS)}
+    limits = {name: value for name, value in given.items() if value is not None}
+    export(version, args.tracking_uri, args.repository, args.name, **limits)
     print(f"version {version} stands in {args.repository}")
 
 

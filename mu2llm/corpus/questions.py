@@ -84,11 +84,23 @@ def _says(finding: Finding, aspect: str) -> bool:
 
 
 def _advice(evidence: Evidence, entity: str) -> list[Sentence]:
-    """Follow-up sentences that name the entity, or no entity at all."""
+    """Follow-up sentences that name the entity; or name none, and follow one that does; or follow none, in
+    findings or impression, and so hold for all."""
     spoken: dict[str, set[str]] = {}
+    affirmed: dict[str, set[str]] = {}
     for finding in evidence.findings:
         spoken.setdefault(finding.sentence, set()).add(finding.entity)
-    return [sentence for sentence in evidence.follow_up if entity in spoken.get(sentence.id, {entity})]
+        if finding.status != "absent":
+            affirmed.setdefault(finding.sentence, set()).add(finding.entity)
+    concluding = evidence.impression
+    found: list[Sentence] = []
+    for sentence in evidence.follow_up:
+        section = concluding if sentence in concluding else evidence.sentences
+        before = section[: section.index(sentence)]
+        meant = next((affirmed[one.id] for one in reversed(before) if one.id in affirmed), {entity})
+        if entity in spoken.get(sentence.id, meant):
+            found.append(sentence)
+    return found
 
 
 def _denied(finding: Finding) -> bool:

@@ -17,6 +17,7 @@ from mu2llm.evaluation.compare import compare
 from mu2llm.evaluation.drafts import Mode, draft_with_floors, load
 from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.evaluation.lengths import length_bias, length_statistics
+from mu2llm.evaluation.similarity import encoder_layer
 
 __all__ = ["compare", "evaluate", "find_judge"]
 
@@ -62,6 +63,8 @@ def evaluate(
     chosen = [study for study in read_jsonl(studies, Study) if study.split == split][:limit]
     if not chosen:
         raise ValueError(f"{studies} holds no study of the split {split!r}: choose a split that it has")
+    if bertscore and isinstance(lack := encoder_layer(bertscore), str):
+        print(f"evaluate: {lack}", flush=True)  # before the long work, not only in its result
     loaded = load(model)
     beside = Path(studies).parent / "frames"
     cache = cache or (beside if beside.is_dir() and os.access(beside, os.W_OK) else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from mu2llm.model.configuration import Mu2Config
 from mu2llm.model.convert import FRAMES, load_vision_tower
@@ -49,7 +49,17 @@ def assemble(
         sizes: of `Mu2Config`; published ones where not given.
     """
     decoder = Path(decoder)
-    read_config(decoder)  # a folder that is none is named before anything is loaded
+    kind = str(read_config(decoder).get("model_type"))
+    if kind == Mu2Config.model_type:
+        raise ValueError(
+            f"{decoder} holds a whole μ²LLM, which needs no assembling: train from that folder, or name the "
+            "folder of a causal language model alone"
+        )
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{decoder} holds a {kind!r}, which transformers knows as no causal language model: name a "
+            "decoder's folder; a published μ²LLM is whole and needs `mu2 convert`"
+        )
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     tokenizer.add_special_tokens({"extra_special_tokens": [PLACEHOLDER]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:

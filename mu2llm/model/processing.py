@@ -3,7 +3,7 @@
 It is saved beside the model, so that training, evaluation and serving prepare a volume in the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from mu2llm.model.configuration import Mu2Config
 from mu2llm.volume import PLAIN_WINDOW, Volume, prepare_frames
-from mu2llm.volume.frames import Window
+from mu2llm.volume.frames import Window, recipe
 
 PLACEHOLDER = "<im_patch>"
 MODES = ("published", "hu")
@@ -55,10 +55,11 @@ class Mu2Processor(ProcessorMixin):
             ("frame_slices", frame_slices),
             ("max_length", max_length),
         ):
-            if value < 1:
-                raise ValueError(f"{name}={value} is not a number from 1 on")
-        if depth < 1 or depth % frame_slices:
-            raise ValueError(f"depth={depth} is no multiple of the {frame_slices} slices of a frame")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
+        if type(depth) is not int or depth < 1 or depth % frame_slices:
+            raise ValueError(f"depth={depth!r} is no multiple of the {frame_slices} slices of a frame")
+        recipe(mode, size, depth, frame_slices, window)
         self.num_query_tokens = num_query_tokens
         self.mode = mode
         self.size = size
@@ -117,7 +118,10 @@ class Mu2Processor(ProcessorMixin):
         Raises `ValueError` that names the row and what is wrong with it.
         """
         for name, values in (("volumes", volumes), ("questions", questions), ("answers", answers)):
-            if isinstance(values, str | Path | Volume):
+            listed = isinstance(values, Collection) and not isinstance(
+                values, str | Path | Volume | Mapping | Set
+            )
+            if values is not None and not listed:
                 raise ValueError(f"{name} is one {type(values).__name__}: give a list, one to a row")
         if not len(questions):
             raise ValueError("no question came: a batch has one row at least")
@@ -160,7 +164,12 @@ class Mu2Processor(ProcessorMixin):
         """A volume's frames, float32 (T, K, S, S)."""
         if isinstance(volume, str | Path | Volume):
             return torch.from_numpy(self.frames(volume))
-        frames = torch.as_tensor(volume).float()
+        if isinstance(volume, np.ndarray) and volume.dtype.kind in "buif":
+            volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+        if not isinstance(volume, Tensor) or volume.is_complex():
+            kind = f"{type(volume).__name__}{f' of {volume.dtype}' if hasattr(volume, 'dtype') else ''}"
+            raise ValueError(f"volume {row} is a {kind}: give a path, a Volume, or frames as numbers")
+        frames = volume.float()
         wanted = (self.frame_slices, self.size, self.size)
         if frames.ndim != 4 or not len(frames):
             raise ValueError(
@@ -194,6 +203,8 @@ class Mu2Processor(ProcessorMixin):
         """Each text's ids. An empty text is an error, and so is a control token: text comes from users."""
         control, rows = self.control_ids, []
         for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{kind} {row} of the batch is a {type(text).__name__}, not text")
             ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
             if not ids:
                 raise ValueError(f"{kind} {row} of the batch is empty")

@@ -4,14 +4,10 @@
 """
 
 import asyncio
-import io
 import json
 import queue
-import random
-import re
 import time
-import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,19 +16,9 @@ import numpy as np
 
 from mu2llm import NOTICE
 from mu2llm.data.records import REPORT_QUESTION
+from mu2llm.serving.asked import MODEL, READY_SECONDS, URL, Asked, BusyError, RequestError, volume_data
 
-MODEL = "mu2llm"
-URL = "127.0.0.1:8001"
-READY_SECONDS = 10
-RETRY_SECONDS = 1.0  # before the first retry; twice as long before each further one
-
-
-class RequestError(ValueError):
-    """The server refused the request; the message is the server's."""
-
-
-class BusyError(ConnectionError):
-    """The server could not take the request now: nothing of it was done, and it can be sent again."""
+__all__ = ["Answer", "AsyncDraft", "BusyError", "Draft", "RequestError", "report", "report_async"]
 
 
 @dataclass
@@ -76,80 +62,8 @@ class AsyncDraft(Answer, AsyncIterator[str]):
         return piece
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request as the client sends it; see `report`."""
-
-    source: str | Path | bytes
-    question: str = REPORT_QUESTION
-    url: str = URL
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    seed: int | None = None
-    timeout: float = 600
-    saliency: bool = False
-    retries: int = 0
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[^/]+:\d+", self.url):
-            raise ValueError(f"{self.url!r} is no address of a gRPC endpoint: give host:port, such as {URL}")
-
-    @property
-    def name(self) -> str:
-        """What messages call the volume."""
-        return "VOLUME" if isinstance(self.source, bytes) else str(self.source)
-
-    def inputs(self, data: bytes) -> list[Any]:
-        from tritonclient import grpc
-
-        values = [
-            ("VOLUME", "BYTES", data, np.object_),
-            ("QUESTION", "BYTES", self.question.encode("utf-8"), np.object_),
-            ("MAX_TOKENS", "INT32", self.max_tokens, np.int32),
-            ("TEMPERATURE", "FP32", self.temperature, np.float32),
-            ("SEED", "INT64", self.seed, np.int64),
-            ("TIMEOUT", "FP32", self.timeout, np.float32),
-            ("SALIENCY", "BOOL", self.saliency, np.bool_),
-        ]
-        inputs = []
-        for name, datatype, value, dtype in values:
-            if value is not None:
-                inputs.append(grpc.InferInput(name, [1], datatype))
-                inputs[-1].set_data_from_numpy(np.array([value], dtype=dtype))
-        return inputs
-
-    def translated(self, status: str, message: str) -> Exception:
-        """gRPC's own errors bring a status; those of the model, in the stream, begin with their code."""
-        message = " ".join(message.split())
-        coded = re.fullmatch(r"([A-Z_]+): (.*)", message)
-        if coded and not status:
-            status, message = coded.groups()
-        if "DEADLINE_EXCEEDED" in status:
-            return TimeoutError(
-                f"no whole answer from {self.url} in {self.timeout:g} s; the server may be busy: try again "
-                "with a longer timeout"
-            )
-        if "UNAVAILABLE" in status:
-            kind = BusyError if coded else ConnectionError  # else the connection broke, amid who knows what
-            return kind(f"the server at {self.url} could not take the request: {message}")
-        return RequestError(re.sub(r"^VOLUME\b", lambda _: self.name, message))
-
-    def not_there(self) -> ConnectionError:
-        return ConnectionError(
-            f"no server answers at {self.url} (gRPC): start one with `mu2 serve`, or give --url host:port"
-        )
-
-    def not_ready(self) -> BusyError:
-        return BusyError(
-            f"the server at {self.url} does not serve {MODEL}, or is not ready yet: `mu2 serve --status`"
-        )
-
-    def pause(self, attempt: int) -> float:
-        return RETRY_SECONDS * 2**attempt * random.uniform(0.5, 1.0)
-
-
 def report(
-    source: str | Path | bytes,
+    source: str | Path | bytes | np.ndarray,
     *,
     question: str = REPORT_QUESTION,
     url: str = URL,
@@ -159,11 +73,14 @@ def report(
     timeout: float = 600,
     saliency: bool = False,
     retries: int = 0,
+    spacing: Sequence[float] | None = None,
+    axes: str | None = None,
 ) -> Draft:
     """Sends a volume and a question; returns the `Draft` to iterate over.
 
     Args:
-        source: a NIfTI file, a DICOM series as a folder or a zip file, or the bytes of such a file.
+        source: a NIfTI file, a DICOM series as a folder or a zip file, the bytes of such a file, or voxels:
+            (X, Y, Z) int16 HU.
         question: what to write; the default asks for the report.
         url: host:port of the server's gRPC.
         max_tokens: the most new tokens; the server's default when None.
@@ -172,46 +89,31 @@ def report(
         timeout: seconds to wait for the whole answer; the server gives up then, too.
         saliency: also ask where in the volume the draft comes from.
         retries: how often to send again what a busy server refused at once. What was begun is never repeated.
+        spacing: of voxels, mm along each axis.
+        axes: of voxels, where each axis points: "LPS", "RAS" … (`nibabel.aff2axcodes` tells it of an affine).
 
     Raises, while iterating, `RequestError` when the server refuses the volume or a value, `BusyError` when it
     is too busy, `ConnectionError` when no server answers or the connection breaks, `TimeoutError`.
     """
-    asked = Asked(source, question, url, max_tokens, temperature, seed, timeout, saliency, retries)
-    data = volume_bytes(source)
+    asked = Asked(
+        source, question, url, max_tokens, temperature, seed, timeout, saliency, retries, spacing, axes
+    )
+    data = volume_data(source)
     draft = Draft()
     draft.pieces = _pieces(draft, asked, data)
     return draft
 
 
-def report_async(source: str | Path | bytes, **options: Any) -> AsyncDraft:
+def report_async(source: str | Path | bytes | np.ndarray, **options: Any) -> AsyncDraft:
     """As `report`, with the same options, for `async for`."""
     asked = Asked(source, **options)
-    data = volume_bytes(source)
+    data = volume_data(source)
     draft = AsyncDraft()
     draft.pieces = _async_pieces(draft, asked, data)
     return draft
 
 
-def volume_bytes(source: str | Path | bytes) -> bytes:
-    """The bytes that travel: a file's own, or a folder's files zipped in memory, named by number."""
-    if isinstance(source, bytes):
-        return source
-    path = Path(source)
-    if path.is_file():
-        return path.read_bytes()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    if not files:
-        raise FileNotFoundError(f"{path} is an empty folder: give a DICOM series")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for number, file in enumerate(files):
-            archive.write(file, f"{number:06d}")
-    return buffer.getvalue()
-
-
-def _pieces(draft: Answer, asked: Asked, data: bytes) -> Iterator[str]:
+def _pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[str]:
     for attempt in range(asked.retries + 1):
         try:
             yield from _stream(draft, asked, data)
@@ -222,7 +124,7 @@ def _pieces(draft: Answer, asked: Asked, data: bytes) -> Iterator[str]:
         time.sleep(asked.pause(attempt))
 
 
-async def _async_pieces(draft: Answer, asked: Asked, data: bytes) -> AsyncIterator[str]:
+async def _async_pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> AsyncIterator[str]:
     for attempt in range(asked.retries + 1):
         try:
             async for piece in _async_stream(draft, asked, data):
@@ -234,7 +136,7 @@ async def _async_pieces(draft: Answer, asked: Asked, data: bytes) -> AsyncIterat
         await asyncio.sleep(asked.pause(attempt))
 
 
-def _stream(draft: Answer, asked: Asked, data: bytes) -> Iterator[str]:
+def _stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[str]:
     from tritonclient import grpc
     from tritonclient.utils import InferenceServerException
 
@@ -268,7 +170,7 @@ def _stream(draft: Answer, asked: Asked, data: bytes) -> Iterator[str]:
         client.close()
 
 
-async def _async_stream(draft: Answer, asked: Asked, data: bytes) -> AsyncIterator[str]:
+async def _async_stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> AsyncIterator[str]:
     import grpc
     from tritonclient.grpc import aio
     from tritonclient.utils import InferenceServerException

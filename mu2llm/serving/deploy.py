@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mu2llm.serving import server, wire
-from mu2llm.serving.export import MODEL, limits_of, served_version, switch, verify
+from mu2llm.serving.export import MODEL, served_version, switch, verify
 from mu2llm.serving.server import Server, ServerError
 
 SMOKE_TOKENS = 8
@@ -74,7 +74,7 @@ def _serve(
     volume_roots: Sequence[str],
     ports: dict[str, int],
 ) -> Server:
-    switch(repository, version, limits_of(repository))
+    switch(repository, version)
     stays = running and Path(running.repository) == repository.resolve() and not volume_roots
     if running and stays and all(getattr(running, name) == port for name, port in ports.items()):
         running = server.reload(state_dir)
@@ -111,11 +111,11 @@ def smoke(model: str | Path) -> None:
         theirs.close()
         stream = ours.makefile("rb")
         try:
-            if wire.receive(stream) is None:
+            if (first := wire.receive(stream)) is None or first[0]["type"] == "fail":
                 said = process.communicate()[1].strip() or "the model's process ended without a word"
                 print(said, file=sys.stderr)
-                raise RuntimeError(said.splitlines()[-1])
-            header = {"id": 1, "type": "ask", "volume": True, "values": {"MAX_TOKENS": SMOKE_TOKENS}}
+                raise RuntimeError(said.splitlines()[-1].removeprefix("mu2: error: "))
+            header = {"id": 1, "type": "ask", "body": "VOLUME", "values": {"MAX_TOKENS": SMOKE_TOKENS}}
             wire.send(ours, header, phantom())
             while (message := wire.receive(stream)) is not None and message[0]["type"] == "piece":
                 pass

@@ -1,24 +1,26 @@
-"""The engine behind the endpoint: a bounded queue, a thread that prepares, a thread that writes.
+"""What every engine behind the endpoint does: a bounded queue, a thread that prepares, text that is sent on.
 
 It knows nothing of Triton: a request comes with a `Reply`, and the engine speaks to that. Up to `max_batch`
-requests are worked on at a time; their drafts are written together (`mu2llm.serving.batch`), and a request
-joins as soon as its volume is encoded. `max_queue` more wait; the next one is refused.
+requests are worked on at a time, and their drafts are written together: by our own batch
+(`mu2llm.serving.batch_engine`) or by vLLM (`mu2llm.serving.vllm_engine`). A request joins as soon as its
+volume is encoded. `max_queue` more wait; the next one is refused.
 """
 
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from tokenizers.decoders import DecodeStream
 
 from mu2llm.evaluation.drafts import load
-from mu2llm.serving.batch import Batch, Row
+from mu2llm.evaluation.greedy import check_followed
+from mu2llm.serving import wire
 from mu2llm.serving.inputs import Request
 from mu2llm.serving.prepare import BadRequest, Preparation, Prepared
 
@@ -28,18 +30,6 @@ SWEEP_SECONDS = 0.1  # how often waiting requests are looked through for those t
 # Text is sent on no faster than this: a piece costs Triton more than a small model's step, and nobody
 # reads as fast. The first piece goes at once.
 PIECE_SECONDS = 0.05
-# What a generation configuration may set that changes greedy drafts, and that the batch does not do.
-NOT_FOLLOWED = (
-    *(
-        "repetition_penalty",
-        "encoder_repetition_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-    ),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "forced_bos_token_id"),
-    *("forced_eos_token_id", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "num_beams"),
-    *("guidance_scale", "watermarking_config"),
-)
 
 
 class Busy(RuntimeError):
@@ -67,8 +57,8 @@ class Reply(Protocol):
 
 
 @dataclass(eq=False)
-class _Job:
-    """A request on its way: waiting, then prepared, then a row with the text that has been sent."""
+class Job:
+    """A request on its way: waiting, then prepared, then a draft of which some text has been sent."""
 
     request: Request
     reply: Reply
@@ -77,8 +67,8 @@ class _Job:
     first_piece: float = 0.0
     last_piece: float = 0.0
     prepared: Prepared | None = None
-    row: Row | None = None
-    stream: Any = None
+    tokens: list[int] = field(default_factory=list)  # the draft's
+    stream: Any = field(default_factory=lambda: DecodeStream(skip_special_tokens=True))
     text: str = ""
     sent: int = 0  # characters of the text that the client has
     reason: str = ""
@@ -96,8 +86,10 @@ class _Job:
             raise why
 
 
-class Engine:
+class Engine(ABC):
     """Loads a model folder, on the first GPU where there is one, and answers requests until closed.
+
+    An engine writes drafts its own way in `_start`, `_write` and `_stop`.
 
     Args:
         folder: a saved model with its processor.
@@ -115,38 +107,46 @@ class Engine:
         loaded = load(folder)
         self.model, self.processor = loaded.model, loaded.processor
         settings = self.model.generation_config
-        if strange := [name for name in NOT_FOLLOWED if getattr(settings, name, None) not in (None, 0, 1)]:
-            raise ValueError(
-                f"generation_config.json sets {', '.join(strange)}, which the engine cannot follow"
-            )
+        check_followed(settings)
         ends = settings.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [ends])
         self.max_queue, self.max_batch = max_queue, max_batch
         self._preparation = Preparation(self.model, self.processor, keep_bytes)
-        self._batch = Batch(self.model, max_batch)
         self._changed = threading.Condition()  # guards what follows
-        self._waiting: deque[_Job] = deque()
-        self._open = 0  # requests that are worked on: what the threads hold, and what stands in these two
-        self._ready: deque[_Job] = deque()  # to be written
-        self._written: deque[_Job] = deque()  # to be explained
+        self._waiting: deque[Job] = deque()
+        self._open = 0  # requests that are worked on
+        self._written: deque[Job] = deque()  # of them, those to be explained
         self._closing = False
-        self._active: list[_Job] = []  # the batch's, of the thread that writes alone
-        self._threads = [
-            threading.Thread(target=work, name=name, daemon=True)
-            for name, work in (("mu2-prepare", self._prepare), ("mu2-write", self._write))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._start()
+        self._preparing = threading.Thread(target=self._prepare, name="mu2-prepare", daemon=True)
+        self._preparing.start()
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Makes ready to write: called once, when the model is loaded."""
+
+    @abstractmethod
+    def _write(self, job: Job) -> None:
+        """Has a prepared job's draft written, by another thread; returns at once.
+
+        That thread calls `_take` after each token that it adds to the job's, and `_finish` after the last; or
+        `_end` with the error.
+        """
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Ends what `_start` began: called once, when nothing is open any more."""
 
     def submit(self, request: Request, reply: Reply) -> None:
         """Puts a request into the queue and returns at once; `Busy` when there is no room."""
-        self._sweep()
+        self.sweep()
         with self._changed:
             if self._closing:
                 raise Busy("the server is shutting down")
-            if len(self._waiting) >= self.max_queue:
-                raise Busy(f"the server is busy: {self.max_queue} requests are waiting; try later")
-            self._waiting.append(_Job(request, reply, time.perf_counter()))
+            # Room that is free but not taken yet counts: the thread that prepares may be amid a volume.
+            if len(self._waiting) + self._open >= self.max_queue + self.max_batch:
+                raise Busy(wire.BUSY.format(self.max_queue))
+            self._waiting.append(Job(request, reply, time.perf_counter()))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -154,13 +154,13 @@ class Engine:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._preparing.join()
+        self._stop()
 
     def _over(self) -> bool:
         return self._closing and not self._waiting and not self._open
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Ends waiting requests that were cancelled or whose time is over."""
         with self._changed:
             gone = [(job, why) for job in self._waiting if (why := job.unwanted())]
@@ -172,11 +172,11 @@ class Engine:
     def _prepare(self) -> None:
         """The thread that prepares: takes requests from the queue while the batch has room for them."""
         while True:
-            self._sweep()
+            self.sweep()
             with self._changed:
                 if self._over():
                     return
-                work: Callable[[_Job], None]
+                work: Callable[[Job], None]
                 if self._written:
                     job, work = self._written.popleft(), self._explain
                 elif self._waiting and self._open < self.max_batch:
@@ -185,85 +185,46 @@ class Engine:
                 else:
                     self._changed.wait(SWEEP_SECONDS if self._waiting else None)
                     continue
-            self._each([job], work)
+            try:
+                work(job)
+            except Exception as error:
+                self._end(job, error)
 
-    def _make_ready(self, job: _Job) -> None:
+    def _make_ready(self, job: Job) -> None:
         job.started = time.perf_counter()
         job.check()
         job.prepared = self._preparation.prepare(job.request)
-        with self._changed:
-            self._ready.append(job)
-            self._changed.notify_all()
+        self._write(job)
 
-    def _explain(self, job: _Job) -> None:
+    def _explain(self, job: Job) -> None:
         job.check()
-        assert job.row is not None
-        self._end(job, saliency=self._preparation.saliency(job.request, job.row.tokens))
+        self._end(job, saliency=self._preparation.saliency(job.request, job.tokens))
 
-    def _write(self) -> None:
-        """The thread that writes: one step of all rows at a time; who is ready joins between two steps."""
-        while True:
-            with self._changed:
-                while not (self._ready or self._active or self._over()):
-                    self._changed.wait()
-                if self._over():
-                    return
-                newcomers, self._ready = self._ready, deque()
-            self._each(newcomers, self._join)
-            self._each(self._active, _Job.check)
-            if self._active:
-                try:
-                    self._batch.step()
-                except Exception as error:  # such as no memory left: all rows are lost, the engine is not
-                    lost, self._active = self._active, []
-                    self._batch.clear()
-                    for job in lost:
-                        self._end(job, error)
-            self._each(self._active, self._take)
-
-    def _each(self, jobs: Iterable[_Job], act: Callable[[_Job], None]) -> None:
-        """Acts on every job; one that fails ends alone."""
-        for job in list(jobs):
-            try:
-                act(job)
-            except Exception as error:
-                self._leave(job)
-                self._end(job, error)
-
-    def _join(self, job: _Job) -> None:
-        job.check()
-        request, prepared = job.request, job.prepared
-        assert prepared is not None
-        job.row = Row(torch.Generator().manual_seed(request.seed), request.temperature)
-        job.stream = DecodeStream(skip_special_tokens=True)
-        room = prepared.input_ids.shape[1] + request.max_tokens
-        self._batch.join(job.row, prepared.input_ids, prepared.visual_tokens, room)
-        self._active.append(job)
-        self._take(job)
-
-    def _take(self, job: _Job) -> None:
-        """Sends the text of a row's newest token on, and lets the row go when that was its last."""
-        assert job.row is not None
-        newest = job.row.tokens[-1]
+    def _take(self, job: Job) -> bool:
+        """Sends the text of a draft's newest token on; whether that was its last."""
+        newest = job.tokens[-1]
         text = job.text + (job.stream.step(self.processor.tokenizer.backend_tokenizer, newest) or "")
         job.text = text.lstrip() if not job.text else text
-        ended = newest in self._ends or len(job.row.tokens) == job.request.max_tokens
+        ended = newest in self._ends or len(job.tokens) == job.request.max_tokens
         if ended:
-            whole = self.processor.tokenizer.decode(job.row.tokens, skip_special_tokens=True).lstrip()
+            whole = self.processor.tokenizer.decode(job.tokens, skip_special_tokens=True).lstrip()
             if whole.startswith(job.text):
                 job.text = whole  # with the rest of a character that was cut in its middle
         self._send(job, at_once=ended)
         if ended:
             job.reason = "stop" if newest in self._ends else "length"
-            self._leave(job)
-            if job.request.saliency and job.text.strip():
-                with self._changed:
-                    self._written.append(job)
-                    self._changed.notify_all()
-            else:
-                self._end(job)
+        return ended
 
-    def _send(self, job: _Job, at_once: bool) -> None:
+    def _finish(self, job: Job) -> None:
+        """Ends a draft that is whole, or has it explained first."""
+        if job.request.saliency and job.text.strip():
+            with self._changed:
+                self._written.append(job)
+                self._changed.notify_all()
+        else:
+            self._end(job)
+
+    def _send(self, job: Job, at_once: bool) -> None:
         now = time.perf_counter()
         if len(job.text) > job.sent and (at_once or now - job.last_piece >= PIECE_SECONDS):
             job.first_piece = job.first_piece or now
@@ -271,22 +232,19 @@ class Engine:
             piece, job.sent = job.text[job.sent :], len(job.text)
             job.reply.piece(piece)
 
-    def _leave(self, job: _Job) -> None:
-        if job in self._active:
-            self._active.remove(job)
-        if job.row in self._batch.rows:
-            self._batch.leave(job.row)
-
-    def _end(self, job: _Job, error: Exception | None = None, saliency: bytes = b"") -> None:
-        """Tells the client, and makes room for another request."""
+    def _end(self, job: Job, error: Exception | None = None, saliency: bytes = b"") -> None:
+        """Makes room for another request, and tells the client, who may ask again at once."""
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
         if error:
             _fail(job.reply, error)
         else:
-            assert job.row is not None and job.prepared is not None
+            assert job.prepared is not None
             now = time.perf_counter()
             usage = {
                 **job.prepared.usage,
-                "completion_tokens": len(job.row.tokens),
+                "completion_tokens": len(job.tokens),
                 "seed": job.request.seed,
                 "seconds_queued": round(job.started - job.submitted, 4),
                 "seconds_to_first_piece": round((job.first_piece or now) - job.submitted, 4),
@@ -296,9 +254,6 @@ class Engine:
                 job.reply.finish(job.reason, usage, saliency)
             except Exception:
                 log.exception("an answer could not be delivered")
-        with self._changed:
-            self._open -= 1
-            self._changed.notify_all()
 
 
 def _fail(reply: Reply, error: Exception) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import __version__
+from mu2llm.serving.engines import ENGINES
 
 MODEL = "mu2llm"
 # What a model folder needs for inference. What else training leaves behind (optimizer states) is not copied.
@@ -34,6 +35,10 @@ version_policy {{ specific {{ versions: [ {version} ] }} }}
 instance_group [ {{ kind: KIND_MODEL, count: 1 }} ]
 input [
   {{ name: "VOLUME", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
+  {{ name: "VOLUME_ARRAY", data_type: TYPE_INT16, dims: [ -1, -1, -1 ], optional: true }},
+  {{ name: "VOLUME_SHAPE", data_type: TYPE_INT32, dims: [ 3 ], optional: true }},
+  {{ name: "VOLUME_SPACING", data_type: TYPE_FP32, dims: [ 3 ], optional: true }},
+  {{ name: "VOLUME_AXES", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "VOLUME_URI", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "QUESTION", data_type: TYPE_STRING, dims: [ 1 ], optional: true }},
   {{ name: "MAX_TOKENS", data_type: TYPE_INT32, dims: [ 1 ], optional: true }},
@@ -50,6 +55,7 @@ output [
   {{ name: "NOTICE", data_type: TYPE_STRING, dims: [ 1 ] }},
   {{ name: "SALIENCY", data_type: TYPE_STRING, dims: [ 1 ] }}
 ]
+parameters {{ key: "engine" value {{ string_value: "{engine}" }} }}
 parameters {{ key: "max_queue" value {{ string_value: "{max_queue}" }} }}
 parameters {{ key: "max_batch" value {{ string_value: "{max_batch}" }} }}
 parameters {{ key: "max_tokens" value {{ string_value: "{max_tokens}" }} }}
@@ -59,16 +65,25 @@ parameters {{ key: "max_volume_bytes" value {{ string_value: "{max_volume_bytes}
 
 @dataclass(frozen=True)
 class Limits:
-    """What a served model takes: in config.pbtxt, and so not part of the entries.
+    """What a served model takes, and how it writes: in config.pbtxt, and so not part of the entries.
 
-    max_queue: requests that may wait; max_batch: that are worked on at a time; max_tokens: the most new
-    tokens that a request may ask for; max_volume_bytes: the largest VOLUME.
+    engine: of `mu2llm.serving.engines`, by name. max_queue: requests that may wait; max_batch: that are
+    worked on at a time; max_tokens: the most new tokens that a request may ask for; max_volume_bytes: the
+    largest VOLUME or VOLUME_ARRAY.
     """
 
+    engine: str = "batch"
     max_queue: int = 16
     max_batch: int = 8
     max_tokens: int = 1024
     max_volume_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("max_queue", "max_batch", "max_tokens", "max_volume_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine {self.engine!r} is unknown: use one of {', '.join(ENGINES)}")
 
 
 def export_triton(
@@ -77,7 +92,7 @@ def export_triton(
     *,
     version: int,
     manifest: dict[str, Any],
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
 ) -> Path:
     """Puts a model folder into the repository and makes it the served version: `place` and `switch`."""
     entry = place(model, repository, version=version, manifest=manifest)
@@ -130,8 +145,9 @@ def place(model: str | Path, repository: str | Path, *, version: int, manifest: 
     return entry
 
 
-def switch(repository: str | Path, version: int, limits: Limits = Limits()) -> None:
-    """Makes a placed version the one that servers take when they start or load."""
+def switch(repository: str | Path, version: int, limits: Limits | None = None) -> None:
+    """Makes a placed version the one that servers take when they start or load; limits stay as they are."""
+    limits = limits or limits_of(repository)
     _replace(Path(repository) / MODEL / "config.pbtxt", CONFIG.format(version=version, **asdict(limits)))
 
 
@@ -139,12 +155,12 @@ def limits_of(repository: str | Path) -> Limits:
     """The limits in a repository's config.pbtxt, or the defaults where there is none yet."""
     path = Path(repository) / MODEL / "config.pbtxt"
     found = (
-        re.findall(r'key: "(\w+)" value { string_value: "(\d+)" }', path.read_text())
+        re.findall(r'key: "(\w+)" value { string_value: "(\w+)" }', path.read_text())
         if path.is_file()
         else []
     )
-    known = {field.name for field in fields(Limits)}
-    return Limits(**{name: int(value) for name, value in found if name in known})
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Limits)}
+    return Limits(**{name: kinds[name](value) for name, value in found if name in kinds})
 
 
 def verify(entry: str | Path) -> dict[str, Any]:

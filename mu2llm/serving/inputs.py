@@ -7,7 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mu2llm.data.records import REPORT_QUESTION
+from mu2llm.serving.volumes import Array
 
+VOLUMES = ("VOLUME", "VOLUME_ARRAY", "VOLUME_URI")
 MAX_QUESTION_CHARACTERS = 4000
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_SECONDS = 600.0
@@ -18,11 +20,12 @@ MAX_SECONDS = 3600.0
 class Request:
     """One question about one volume.
 
-    `volume` is the file's bytes, or an allowed path or s3:// address. Temperature 0 means greedy decoding.
-    `seconds` is how long the answer may take from its arrival. `saliency` asks where the draft comes from.
+    `volume` is the file's bytes, an allowed path or s3:// address, or voxels. Temperature 0 means greedy
+    decoding. `seconds` is how long the answer may take from its arrival. `saliency` asks where the draft
+    comes from.
     """
 
-    volume: bytes | str
+    volume: bytes | str | Array
     question: str
     max_tokens: int
     temperature: float
@@ -35,21 +38,13 @@ def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[st
     """Checks the values of the model's inputs (docs/serving.md).
 
     Args:
-        values: input name → bytes for VOLUME, text, number or bool for others; what was not sent is absent.
+        values: input name → bytes for VOLUME and VOLUME_ARRAY, a list of numbers for VOLUME_SPACING and
+            VOLUME_SHAPE (which is there with every array), text, number or bool for others; what was not sent
+            is absent.
         max_tokens: the most new tokens a request may ask for.
         roots: folders and s3:// prefixes below which VOLUME_URI may point.
     """
-    if ("VOLUME" in values) == ("VOLUME_URI" in values):
-        raise ValueError(
-            "send either VOLUME (bytes of a NIfTI or a zipped DICOM series) or VOLUME_URI, not both"
-        )
-    if "VOLUME" in values:
-        volume = values["VOLUME"]
-        if not volume:
-            raise ValueError("VOLUME is empty: send the bytes of a NIfTI file or of a zipped DICOM series")
-    else:
-        volume = allowed_uri(values["VOLUME_URI"], roots)
-
+    volume = _volume(values, roots)
     question = values.get("QUESTION", "").strip() or REPORT_QUESTION
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise ValueError(
@@ -68,6 +63,31 @@ def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[st
     if not 0.0 < seconds <= MAX_SECONDS:
         raise ValueError(f"TIMEOUT is {seconds}; it must be above 0 and at most {MAX_SECONDS:.0f} seconds")
     return Request(volume, question, tokens, temperature, seed, seconds, bool(values.get("SALIENCY", False)))
+
+
+def _volume(values: dict[str, Any], roots: Sequence[str]) -> bytes | str | Array:
+    sent = [name for name in VOLUMES if name in values]
+    if len(sent) != 1:
+        raise ValueError(
+            "send one of VOLUME (bytes of a NIfTI file or of a zipped DICOM series), VOLUME_ARRAY (voxels) "
+            f"and VOLUME_URI, not {' and '.join(sent) or 'none'}"
+        )
+    about = [name for name in ("VOLUME_SPACING", "VOLUME_AXES", "VOLUME_SHAPE") if name in values]
+    if sent == ["VOLUME_ARRAY"]:
+        if len(about) < 3:
+            raise ValueError(
+                "VOLUME_ARRAY needs VOLUME_SPACING, mm along its axes, and VOLUME_AXES, where they point, "
+                'such as "LPS"'
+            )
+        shape, spacing = tuple(values["VOLUME_SHAPE"]), tuple(values["VOLUME_SPACING"])
+        return Array(values["VOLUME_ARRAY"], shape, spacing, values["VOLUME_AXES"])
+    if about:
+        raise ValueError(f"{about[0]} belongs to VOLUME_ARRAY: a file tells its own")
+    if sent == ["VOLUME_URI"]:
+        return allowed_uri(values["VOLUME_URI"], roots)
+    if not values["VOLUME"]:
+        raise ValueError("VOLUME is empty: send the bytes of a NIfTI file or of a zipped DICOM series")
+    return values["VOLUME"]
 
 
 def allowed_uri(uri: str, roots: Sequence[str]) -> str:

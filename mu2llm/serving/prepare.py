@@ -60,6 +60,9 @@ class Preparation:
     def __init__(self, model: Any, processor: Any, keep_bytes: int):
         self.model, self.processor = model, processor
         self.kept = Kept(keep_bytes)
+        text = model.config.text_config
+        # Rows of a batch see all that stands before them: no further than a sliding window reaches.
+        self.context = min(text.max_position_embeddings, getattr(text, "sliding_window", None) or 2**31)
 
     @torch.inference_mode()
     def prepare(self, request: Request) -> Prepared:
@@ -99,14 +102,11 @@ class Preparation:
             batch = self.processor(None, [request.question])
         except ValueError as error:
             raise BadRequest(f"QUESTION cannot be taken: {error}") from error
-        text = self.model.config.text_config
-        # Rows of the batch see all that stands before them: no further than a sliding window reaches.
-        context = min(text.max_position_embeddings, getattr(text, "sliding_window", None) or 2**31)
         prompt = batch["input_ids"].shape[1]
-        if prompt + request.max_tokens > context:
+        if prompt + request.max_tokens > self.context:
             raise BadRequest(
-                f"volume and QUESTION take {prompt} of the model's {context} tokens, too many for an answer "
-                f"of MAX_TOKENS {request.max_tokens}: shorten the one or lower the other"
+                f"volume and QUESTION take {prompt} of the model's {self.context} tokens, too many for an "
+                f"answer of MAX_TOKENS {request.max_tokens}: shorten the one or lower the other"
             )
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 

@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 STATE = "server.json"
 AUDIT = "audit.jsonl"
 KEY_HEADER = "mu2-admin"
-PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker")
+PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker", "VLLM::")
 LOG_LINES = 20
 
 
@@ -63,7 +63,7 @@ def start(
     http_port: int = 8000,
     metrics_port: int = 8002,
     volume_roots: Sequence[str] = (),
-    ready_seconds: float = 180,
+    ready_seconds: float = 600,
 ) -> Server:
     """Starts tritonserver on an exported repository and returns when the model is ready.
 
@@ -122,7 +122,7 @@ def start(
     return server
 
 
-def reload(state_dir: str | Path, *, seconds: float = 180) -> Server:
+def reload(state_dir: str | Path, *, seconds: float = 600) -> Server:
     """Has the running server load the version that config.pbtxt names now, and returns when it serves that.
 
     Requests go on meanwhile, to the version before; drafts that are under way end with it. Raises

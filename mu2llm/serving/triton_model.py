@@ -27,7 +27,11 @@ import triton_python_backend_utils as pb_utils
 from mu2llm import NOTICE
 from mu2llm.serving import wire
 
-INPUTS = ("VOLUME_URI", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED", "TIMEOUT", "SALIENCY")
+# fmt: off
+INPUTS = (
+    "VOLUME_URI", "VOLUME_AXES", "QUESTION", "MAX_TOKENS", "TEMPERATURE", "SEED", "TIMEOUT", "SALIENCY",
+)
+# fmt: on
 CANCEL_SECONDS = 0.02  # how often clients are asked whether they still want their answer
 
 
@@ -95,12 +99,15 @@ class TritonPythonModel:
             sys.executable, "-P", "-m", "mu2llm.serving.worker",
             "--model", str(Path(args["model_repository"]) / self.version / "model"),
             "--version", self.version,
+            "--engine", parameters["engine"]["string_value"],
             "--max-queue", parameters["max_queue"]["string_value"],
             "--max-batch", parameters["max_batch"]["string_value"],
             "--max-tokens", parameters["max_tokens"]["string_value"],
         ]
         # fmt: on
         self.max_bytes = int(parameters["max_volume_bytes"]["string_value"])
+        self.max_queue = int(parameters["max_queue"]["string_value"])
+        self.max_open = self.max_queue + int(parameters["max_batch"]["string_value"])
         self.numbers = itertools.count(1)
         self.senders: dict[int, Any] = {}
         self.arrivals: dict[int, float] = {}
@@ -120,14 +127,17 @@ class TritonPythonModel:
             number, sender = next(self.numbers), request.get_response_sender()
             with self.lock:
                 self.arrivals[number] = time.monotonic()
+                full = len(self.senders) >= self.max_open
             self.metrics.arrived()
-            volume = _value(request, "VOLUME")
-            values = {name: _value(request, name) for name in INPUTS}
+            if full:  # told here, before a large volume is copied: a crowd must not slow those inside
+                self._left(number, "UNAVAILABLE")
+                _fail(sender, "UNAVAILABLE", wire.BUSY.format(self.max_queue))
+                continue
             try:
-                values = {name: _plain(name, value) for name, value in values.items() if value is not None}
-                if volume and len(volume) > self.max_bytes:
+                values, name, body = _read(request)
+                if len(body) > self.max_bytes:
                     raise ValueError(
-                        f"VOLUME has {len(volume):,} bytes; this server takes at most {self.max_bytes:,}"
+                        f"{name} has {len(body):,} bytes; this server takes at most {self.max_bytes:,}"
                     )
             except ValueError as error:
                 self._left(number, "INVALID_ARG")
@@ -135,8 +145,7 @@ class TritonPythonModel:
                 continue
             with self.lock:
                 self.senders[number] = sender
-            header = {"id": number, "type": "ask", "values": values, "volume": volume is not None}
-            self._tell(header, volume or b"")
+            self._tell({"id": number, "type": "ask", "values": values, "body": name}, body)
 
     def finalize(self) -> None:
         self.closing = True
@@ -151,8 +160,14 @@ class TritonPythonModel:
             fd = theirs.fileno()
             self.worker = subprocess.Popen([*self.command, "--fd", str(fd)], pass_fds=[fd])
         self.stream = self.channel.makefile("rb")
-        if wire.receive(self.stream) is None:
-            raise RuntimeError(f"the worker ended with status {self.worker.wait()} while loading the model")
+        match wire.receive(self.stream):
+            case None:
+                raise RuntimeError(
+                    f"the worker ended with status {self.worker.wait()} while loading the model"
+                )
+            case {"type": "fail", "message": reason}, _:
+                self.worker.wait()
+                raise RuntimeError(reason)
 
     def _read(self) -> None:
         """Passes the worker's messages on to the clients; replaces a worker that died."""
@@ -234,9 +249,23 @@ class TritonPythonModel:
             wire.send(self.channel, header, body)
 
 
-def _value(request: Any, name: str) -> Any:
-    tensor = pb_utils.get_input_tensor_by_name(request, name)
-    return None if tensor is None else tensor.as_numpy().reshape(-1)[0]
+def _read(request: Any) -> tuple[dict[str, Any], str, bytes]:
+    """What was sent: the values that JSON can carry, the name of the input that the body is, the body."""
+    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    values: dict[str, Any] = {
+        name: _plain(name, tensors[name].reshape(-1)[0]) for name in INPUTS if name in tensors
+    }
+    for name in ("VOLUME_SHAPE", "VOLUME_SPACING"):
+        if name in tensors:
+            values[name] = tensors[name].tolist()
+    if "VOLUME" in tensors and "VOLUME_ARRAY" in tensors:
+        raise ValueError("VOLUME and VOLUME_ARRAY were sent: send one of them")
+    if "VOLUME_ARRAY" in tensors:
+        values.setdefault("VOLUME_SHAPE", tensors["VOLUME_ARRAY"].shape)  # JSON's arrays have lost theirs
+        return values, "VOLUME_ARRAY", tensors["VOLUME_ARRAY"].tobytes()
+    if "VOLUME" in tensors:
+        return values, "VOLUME", tensors["VOLUME"].reshape(-1)[0]
+    return values, "", b""
 
 
 def _plain(name: str, value: Any) -> str | int | float:

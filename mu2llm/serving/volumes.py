@@ -1,21 +1,76 @@
 """A request's volume: opened where it lies, named by the SHA-256 of its content, read."""
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from mu2llm import storage
 from mu2llm.volume import Volume, load_volume, load_volume_bytes
 
+ENDS = ("LR", "PA", "IS")  # of the patient's three axes, from low to high millimetres
+
+
+@dataclass(frozen=True)
+class Array:
+    """A volume that came as bare voxels.
+
+    data: its bytes, int16 HU in C order. shape: (X, Y, Z). spacing: mm along each axis.
+    axes: where each axis points, a letter of L or R, P or A, I or S for each: "RAS", "LPS" …
+    """
+
+    data: bytes = field(repr=False)
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    axes: str
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or not all(1 <= length < 2**15 for length in self.shape):
+            raise ValueError(f"VOLUME_ARRAY has the shape {list(self.shape)}; a volume has three sizes")
+        if len(self.data) != 2 * math.prod(self.shape):
+            raise ValueError(
+                f"VOLUME_ARRAY has {len(self.data) // 2} voxels, VOLUME_SHAPE is {list(self.shape)}"
+            )
+        if len(self.spacing) != 3 or not all(0.01 <= mm <= 100 for mm in self.spacing):
+            raise ValueError(
+                f"VOLUME_SPACING is {list(self.spacing)}; it must be three sizes of 0.01 to 100 mm"
+            )
+        if sorted(_line(letter) for letter in self.axes) != [0, 1, 2]:
+            raise ValueError(
+                f"VOLUME_AXES is {self.axes[:20]!r}; it must tell where the three axes point: one letter of "
+                'each of LR, PA and IS, such as "LPS" or "RAS"'
+            )
+
+    def nifti(self) -> bytes:
+        """The NIfTI file of these voxels, whose origin is voxel 0: what is read and whose digest counts."""
+        import nibabel
+
+        affine = np.diag([0.0, 0.0, 0.0, 1.0])
+        for axis, (letter, mm) in enumerate(zip(self.axes, self.spacing, strict=True)):
+            line = _line(letter)
+            affine[line, axis] = mm if ENDS[line].endswith(letter) else -mm
+        voxels = np.frombuffer(self.data, dtype="<i2").reshape(self.shape)
+        return nibabel.Nifti1Image(voxels, affine).to_bytes()
+
+
+def _line(letter: str) -> int:
+    """Which of the patient's axes has this end; -1 for none."""
+    return next((line for line, ends in enumerate(ENDS) if letter in ends), -1)
+
 
 @contextmanager
-def opened(volume: bytes | str) -> Iterator[bytes | Path]:
-    """The bytes themselves, or a path on this machine: what is fetched from S3 is removed afterwards.
+def opened(volume: bytes | str | Array) -> Iterator[bytes | Path]:
+    """A file's bytes, or a path on this machine: what is fetched from S3 is removed afterwards.
 
     Errors of what stands in the block name VOLUME or VOLUME_URI in place of a path of this machine.
     """
+    if isinstance(volume, Array):
+        volume = volume.nifti()
     if isinstance(volume, bytes):
         yield volume
         return

@@ -6,6 +6,7 @@ import struct
 from typing import Any, BinaryIO
 
 LENGTHS = struct.Struct("<IQ")
+BUSY = "the server is busy: {} requests are waiting; try later"  # said on either side
 
 
 def send(channel: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from mu2llm.serving import wire
 from mu2llm.serving.audit import Audited, AuditLog
 from mu2llm.serving.engine import Busy, Engine
+from mu2llm.serving.engines import open_engine
 from mu2llm.serving.inputs import parse_request
 
 KILL_SECONDS = 10  # how long a server without its backend gets to end by itself
@@ -81,9 +83,10 @@ def serve(channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max
         if header["type"] == "cancel":
             if number in replies:
                 replies[number].stopped = True
+                engine.sweep()  # one that waits gives its place up at once
             continue
         reply = replies[number] = SocketReply(parent, number, replies)
-        values = {**header["values"], "VOLUME": body} if header["volume"] else header["values"]
+        values = {**header["values"], header["body"]: body} if header["body"] else header["values"]
         try:
             request = parse_request(values, max_tokens=max_tokens, roots=roots)
             engine.submit(request, Audited(reply, request, audit) if audit else reply)
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket")
     parser.add_argument("--model", required=True, help="folder of the model and its processor")
     parser.add_argument("--version", required=True, help="of the model, for the audit log")
+    parser.add_argument("--engine", default="batch", help="how drafts are written")
     for name in ("--max-queue", "--max-batch", "--max-tokens"):
         parser.add_argument(name, type=int, required=True)
     options = parser.parse_args()
@@ -125,11 +129,19 @@ def main() -> None:
     log = logging.getLogger(__name__)
     # Two threads compute at a time, one that prepares and one that writes: each gets half of the cores.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    server = tritonserver()
-    engine = Engine(options.model, max_queue=options.max_queue, max_batch=options.max_batch)
+    server, channel = tritonserver(), socket.socket(fileno=options.fd)
     path = os.environ.get("MU2_AUDIT_LOG")
-    audit = AuditLog(path, options.version) if path else None
-    if not serve(socket.socket(fileno=options.fd), engine, audit, max_tokens=options.max_tokens) and server:
+    try:
+        audit = AuditLog(path, options.version) if path else None
+        engine = open_engine(
+            options.engine, options.model, max_queue=options.max_queue, max_batch=options.max_batch
+        )
+    except Exception as error:
+        wire.send(channel, {"type": "fail", "message": str(error)})
+        if isinstance(error, ValueError | OSError | ImportError):
+            sys.exit(f"mu2: error: {error}")
+        raise
+    if not serve(channel, engine, audit, max_tokens=options.max_tokens) and server:
         log.error("Triton's Python backend is gone without goodbye: ending the server")
         end(server)
 

@@ -14,6 +14,7 @@ ConnectionError for a server that does not answer, OSError for damaged content, 
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -192,6 +193,29 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to it at the end; removed after an error.
+
+    Raises `OSError` at once where `path` is a file, a folder that holds something, or a mount point.
+    """
+    path = path.absolute()
+    if path.is_mount():
+        raise OSError(f"{path} is a mount point, which cannot be replaced: name a folder in it")
+    if path.is_dir() and any(path.iterdir()):
+        raise OSError(f"{path} is not empty: what lies there would mix with what is written; name another")
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def plain(uri: str | Path) -> str | Path:

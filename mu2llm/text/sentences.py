@@ -52,12 +52,19 @@ def _split(text: str) -> tuple[Sentence, ...]:
                 continue
         elif stop.group()[0] == "." and not _is_full_stop(text, begin, stop.start()):
             continue
-        elif stop.group() == "?)" and "(" in text[begin : stop.start()]:
-            continue  # "(cyst?)"
+        elif stop.group()[0] == "?" and _in_brackets(text, begin, stop):
+            continue  # "(cyst? abscess?)"
         _add(sentences, text, begin, stop.end())
         begin = stop.end()
     _add(sentences, text, begin, len(text))
     return tuple(sentences)
+
+
+def _in_brackets(text: str, begin: int, stop: re.Match[str]) -> bool:
+    """Whether a question mark stands in a bracket that is closed in its line."""
+    before = text[begin : stop.start()]
+    line = text[stop.start() :].split("\n", 1)[0]
+    return before.count("(") > before.count(")") and ")" in line
 
 
 def _is_full_stop(text: str, begin: int, dot: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from mu2llm import NOTICE
 from mu2llm.data.records import Preference, Report, Study, read_jsonl, write_jsonl
+from mu2llm.evaluation import show
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
 from mu2llm.evaluation.judges import RulesJudge
@@ -121,6 +122,17 @@ def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
         compare(folder, folder, differences=[0])
     with pytest.raises(FileNotFoundError, match="run the evaluation first"):
         compare(folder, tmp_path / "nowhere" / "evaluation.json")
+
+
+def test_comparing_tells_where_the_judge_has_changed(evaluated, tmp_path):
+    result, folder = evaluated
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert compare(folder, other)["judge_settings_differ"] == []
+    settings = result["judge_settings"] | {"rules": "01234567", "folder": "elsewhere"}
+    (other / "evaluation.json").write_text(json.dumps(result | {"judge_settings": settings}))
+    found = compare(folder, other)
+    assert found["judge_settings_differ"] == ["rules"]
+    assert "judge's settings differ (rules)" in show.comparison(found)
 
 
 def test_without_labels_the_reference_reports_are_the_truth(model, studies, tmp_path):

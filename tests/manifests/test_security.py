@@ -86,3 +86,19 @@ def test_the_accounts_of_the_store_can_do_no_more_than_they_need() -> None:
     assert "Put" not in values["READ"] and "Delete" not in values["READ"]
     assert "'SERVING': ('mu2llm', READ)" in values["ACCOUNTS"]
     assert "'MLFLOW': ('mlflow', WRITE)" in values["ACCOUNTS"]
+
+
+def test_every_answer_is_logged_where_it_outlives_the_pod(rendered: list[Object]) -> None:
+    """In a file of the pod's own, below a claim that the server may write to."""
+    spec = next(t for name, t in pod_templates(rendered) if name == "Deployment triton")["spec"]
+    (container,) = spec["containers"]
+    names = [it["name"] for it in container["env"]]
+    values = {it["name"]: it.get("value") for it in container["env"]}
+    folder, _, file = values["MU2_AUDIT_LOG"].rpartition("/")
+    assert file == "$(POD_NAME).jsonl"
+    assert names.index("POD_NAME") < names.index("MU2_AUDIT_LOG")  # or Kubernetes would not replace it
+    (mount,) = [it for it in container["volumeMounts"] if it["mountPath"] == folder]
+    assert not mount.get("readOnly")
+    (volume,) = [it for it in spec["volumes"] if it["name"] == mount["name"]]
+    assert "persistentVolumeClaim" in volume
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]

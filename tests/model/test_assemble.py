@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, ViTConfig
 
 from mu2llm.cli import main
 from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
@@ -134,6 +134,16 @@ def test_the_tower_comes_from_m3d_clip(decoder, tmp_path):
     for name, tensor in seeing.vision_tower.state_dict().items():
         assert torch.equal(tensor, model.vision_tower.state_dict()[name] + 1), name
     assert processor.mode == "published"
+
+
+def test_another_kind_of_model_is_no_decoder(decoder, tmp_path):
+    model, _ = assemble(decoder, **SIZES)
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="whole holds a whole μ²LLM, which needs no assembling"):
+        assemble(tmp_path / "whole", **SIZES)
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="vit holds a 'vit', which transformers knows as no causal"):
+        assemble(tmp_path / "vit", **SIZES)
 
 
 def test_new_models_see_the_body_in_the_plain_window_unless_told_otherwise(decoder):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from mu2llm.evaluation.drafts import load
 from mu2llm.model.load import load_model
 from mu2llm.model.tiny import build_tiny
-from mu2llm.serving.engine import Engine
+from mu2llm.serving.batch_engine import BatchEngine
 from mu2llm.training.config import TrainConfig
 from mu2llm.training.run import load_model as load_for_training
 
@@ -43,7 +43,7 @@ LOADERS = {
     "library": load_model,
     "evaluation": load,
     "training": lambda folder: load_for_training(TrainConfig(stage="sft", model=str(folder), out="out")),
-    "serving": Engine,
+    "serving": BatchEngine,
 }
 
 

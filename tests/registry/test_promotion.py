@@ -4,10 +4,16 @@ import signal
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from mu2llm.registry import gate, history, promote, promotion, resolve, rollback, show
+
+RULES = [
+    {"name": "green", "kind": "at_least", "metric": "green", "bound": 0.05},
+    {"name": "champion", "kind": "not_below_champion", "tolerance": 0.05, "shared": 0.5},
+]  # without those that load the model
 
 
 @pytest.fixture
@@ -17,7 +23,7 @@ def passed(registry):
     def passed(count: int) -> list[int]:
         numbers = [registry.add() for _ in range(count)]
         for number in numbers:
-            assert gate(number, **registry.where).passed
+            assert gate(number, rules=RULES, **registry.where).passed
         return numbers
 
     return passed
@@ -33,16 +39,41 @@ def test_promotion_moves_the_alias_and_remembers_who_and_what_was_before(registr
     assert (shown["tags"]["promoted_from"], shown["tags"]["promoted_by"]) == ("1", "bob")
 
 
-def test_only_what_passed_the_gate_is_promoted(registry) -> None:
-    registry.add()
-    with pytest.raises(ValueError, match="version 1 has not been through the gate"):
-        promote(1, **registry.where)
+def test_promotion_runs_the_gate(registry) -> None:
     registry.add(shift=-0.5)
-    gate(2, **registry.where)
-    with pytest.raises(ValueError, match="version 2 failed the gate"):
-        promote(2, **registry.where)
+    with pytest.raises(ValueError, match=r"version 1 fails the gate: green: .* is below"):
+        promote(1, **registry.where)
     with pytest.raises(ValueError, match="champion"):
         resolve("champion", **registry.where)
+    assert show(1, **registry.where)["tags"]["gate"] == "failed"
+    registry.add()
+    promote(2, **registry.where)
+    tags = show("champion", **registry.where)["tags"]
+    assert (tags["gate"], tags["gate_against"]) == ("passed", "none")
+
+
+def test_a_verdict_does_not_outlive_its_champion(registry) -> None:
+    """What passed where there was no champion is measured again against the one that came since."""
+    for shift in (-0.2, 0.0):
+        gate(registry.add(shift=shift), rules=RULES, **registry.where)
+    promote(2, **registry.where)
+    with pytest.raises(ValueError, match=r"version 1 fails the gate: .* from the champion, version 2"):
+        promote(1, **registry.where)
+    assert show(1, **registry.where)["tags"]["gate_against"] == "2"
+    assert resolve("champion", **registry.where) == 2
+
+
+def test_own_rules_are_kept_for_promotion(registry, tmp_path: Path) -> None:
+    rules = [{"name": "low", "kind": "at_least", "metric": "green", "bound": 0.05}]
+    registry.add(shift=-0.5)
+    assert gate(1, rules=rules, **registry.where).passed
+    registry.add(shift=-0.52)
+    assert gate(2, rules=rules, **registry.where).passed
+    promote(1, **registry.where)
+    promote(2, **registry.where)  # by the same rules
+    (tmp_path / "rules.yaml").write_text("[{name: high, kind: at_least, metric: green, bound: 0.9}]")
+    with pytest.raises(ValueError, match="version 1 fails the gate: high"):
+        promote(1, rules=tmp_path / "rules.yaml", **registry.where)
 
 
 def test_rollback_goes_back_step_by_step(registry, passed) -> None:

@@ -1,3 +1,5 @@
+import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 from mu2llm import NOTICE
 from mu2llm.registry import fetch, register, resolve, show, versions
 from mu2llm.registry.registration import metrics, requirements
+from tests.s3_server import s3_server
 
 
 def test_a_version_holds_what_is_needed_to_judge_it(registry) -> None:
@@ -43,6 +46,22 @@ def test_the_artifacts_lie_beside_the_database(registry) -> None:
     registry.add()
     folder = Path(registry.where["tracking_uri"].removeprefix("sqlite:///")).parent
     assert list(folder.glob("artifacts/models/*/artifacts/MLmodel"))
+
+
+def test_a_version_names_the_data_that_it_was_made_from(
+    registry, model_folder: Path, evaluation: Path, tmp_path: Path
+) -> None:
+    files = {kind: tmp_path / f"{kind}.jsonl" for kind in ("studies", "corpus")}
+    for kind, path in files.items():
+        path.write_text(kind)
+    version = register(model_folder, evaluation, data=files, **registry.where)
+    shown = show(version, **registry.where)
+    digests = {kind: hashlib.sha256(kind.encode()).hexdigest() for kind in files}
+    assert {kind: shown["tags"][f"{kind}_sha256"] for kind in files} == digests
+    assert all(f"| {kind} | `{digest}` |" in shown["card"] for kind, digest in digests.items())
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl is not there"):
+        register(model_folder, evaluation, data={"corpus": tmp_path / "nowhere.jsonl"}, **registry.where)
+    assert len(versions(**registry.where)) == 1
 
 
 def test_versions_count_up_and_challenger_is_the_last(registry) -> None:
@@ -108,7 +127,13 @@ import mlflow, pandas as pd
 uri, name, volume = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
 model = mlflow.pyfunc.load_model(f"models:/{name}@challenger")
-plain = model.predict(pd.DataFrame({"volume": [volume, volume]}), params={"max_tokens": 6})
+content = open(volume, "rb").read()
+mixed = pd.DataFrame({"volume": [volume, None], "content": [None, content]})
+plain = model.predict(mixed, params={"max_tokens": 6})
+try:
+    model.predict(pd.DataFrame({"volume": [volume], "content": [content]}))
+except Exception as error:
+    assert "row 0 has 2 volumes" in str(error), error
 table = pd.DataFrame({"volume": [volume], "question": ["Any nodule?"]})
 asked = model.predict(table, params={"max_tokens": 6})
 print(json.dumps([plain, asked]))
@@ -131,3 +156,36 @@ def test_a_fresh_process_drafts_with_the_logged_model(registry, model_folder: Pa
     study = Study("s", "p", "test", "test", str(volume), "hu", Report(""))
     assert plain == draft(model_folder, [study], max_new_tokens=6) * 2
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_export_sets_limits_and_the_next_keeps_them(
+    registry,
+    tmp_path: Path,
+    remote: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mu2llm import storage
+    from mu2llm.cli import main
+    from mu2llm.serving.export import Limits, limits_of, served_version
+
+    registry.add()
+    registry.add()
+    where = ["--tracking-uri", registry.where["tracking_uri"], "--name", registry.where["name"]]
+    with contextlib.ExitStack() as stack:
+        repository = str(tmp_path / "repository")
+        if remote:
+            (tmp_path / "s3" / "models").mkdir(parents=True)
+            monkeypatch.setenv("MU2_S3_ENDPOINT", stack.enter_context(s3_server(tmp_path / "s3")))
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            repository = "s3://models/triton/"
+        export = ["export", "triton", *where, "--repository", repository]
+        assert main([*export, "1", "--engine", "vllm", "--max-queue", "3"]) == 0
+        assert main([*export, "2", "--max-tokens", "77"]) == 0
+        assert main([*export, "2", "--max-batch", "0"]) == 2
+        assert "max_batch is 0; it must be at least 1" in capsys.readouterr().err
+        got = storage.fetch(f"{repository.rstrip('/')}/mu2llm", tmp_path / "got")
+    assert served_version(got.parent) == 2
+    assert limits_of(got.parent) == Limits(engine="vllm", max_queue=3, max_tokens=77)

@@ -1,5 +1,6 @@
 """MLflow's own servers: the registry over HTTP with artifacts in an S3 store, and a version that answers."""
 
+import base64
 import json
 import os
 import shutil
@@ -152,7 +153,11 @@ def test_mlflow_models_serve_answers(registry, tmp_path: Path) -> None:
         PATH=path,
     )
     try:
-        body = {"dataframe_records": [{"volume": str(volume)}], "params": {"max_tokens": 5}}
+        content = base64.b64encode(volume.read_bytes()).decode()
+        body = {
+            "dataframe_records": [{"volume": str(volume), "content": ""}, {"content": content}],
+            "params": {"max_tokens": 5},
+        }
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations",
             data=json.dumps(body).encode(),
@@ -162,7 +167,8 @@ def test_mlflow_models_serve_answers(registry, tmp_path: Path) -> None:
             drafts = json.load(answer)["predictions"]
     finally:
         stop(serving)
-    assert len(drafts) == 1 and isinstance(drafts[0], str)
+    assert len(drafts) == 2 and isinstance(drafts[0], str)
+    assert drafts[0] == drafts[1]
 
 
 def test_a_server_that_is_not_there_is_told_at_once() -> None:

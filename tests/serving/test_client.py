@@ -3,16 +3,18 @@ import socket
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mu2llm.serving.client import report, volume_bytes
+from mu2llm.serving.asked import Asked, volume_data
+from mu2llm.serving.client import report
 
 
 def test_a_folder_travels_as_a_zip_without_its_names(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "CT.DOE^JANE.2").write_bytes(b"two")
     (tmp_path / "series" / "CT.DOE^JANE.1").write_bytes(b"one")
-    with zipfile.ZipFile(io.BytesIO(volume_bytes(tmp_path / "series"))) as archive:
+    with zipfile.ZipFile(io.BytesIO(volume_data(tmp_path / "series"))) as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == {
             "000000": b"one",
             "000001": b"two",
@@ -21,7 +23,7 @@ def test_a_folder_travels_as_a_zip_without_its_names(tmp_path: Path) -> None:
 
 def test_a_file_travels_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "ct.nii").write_bytes(b"nifti")
-    assert volume_bytes(tmp_path / "ct.nii") == volume_bytes(b"nifti") == b"nifti"
+    assert volume_data(tmp_path / "ct.nii") == volume_data(b"nifti") == b"nifti"
 
 
 def test_a_source_that_is_not_there_or_empty_is_told(tmp_path: Path) -> None:
@@ -29,6 +31,39 @@ def test_a_source_that_is_not_there_or_empty_is_told(tmp_path: Path) -> None:
         report(tmp_path / "missing.nii")
     with pytest.raises(FileNotFoundError, match="empty folder"):
         report(tmp_path)
+
+
+VOXELS = np.zeros((2, 3, 4), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (VOXELS, {}, "needs its spacing"),
+        (VOXELS, {"spacing": (1, 1, 1)}, "its axes"),
+        (b"x", {"spacing": (1, 1, 1)}, "a file tells its own"),
+        (VOXELS.astype(np.float32), {"spacing": (1, 1, 1), "axes": "LPS"}, "is float32 of shape"),
+        (VOXELS[0], {"spacing": (1, 1, 1), "axes": "LPS"}, r"of shape \(3, 4\)"),
+    ],
+)
+def test_an_array_that_cannot_travel_is_told(source: object, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        report(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": "many"}, "MAX_TOKENS is 'many'; it must be of type int32"),
+        ({"max_tokens": 2**33}, "MAX_TOKENS is 8589934592"),
+        ({"seed": 1.5}, "SEED is 1.5"),
+        ({"temperature": "hot"}, "TEMPERATURE is 'hot'"),
+        ({"saliency": "yes"}, "SALIENCY is 'yes'"),
+    ],
+)
+def test_a_value_of_another_type_is_not_bent(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Asked(b"x", **options).inputs(b"x")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "127.0.0.1", "https://host/x:1", ""])

@@ -1,13 +1,16 @@
 """The real thing: a tritonserver with a tiny model, asked over gRPC and HTTP as clients do."""
 
+import gzip
 import json
 import os
 import queue
+import re
 import signal
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,6 +20,8 @@ from mu2llm import NOTICE
 from mu2llm.serving import server
 from mu2llm.serving.client import RequestError, report, report_async
 from mu2llm.serving.server import Server
+from tests.dicom_series import write_series
+from tests.volume.test_nifti import BAD
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +55,33 @@ def test_a_draft_streams_in_pieces_and_ends_with_what_was_measured(
 def test_temperature_zero_always_gives_the_same_draft(endpoint: tuple[Server, Path], nifti: Path) -> None:
     texts = {"".join(report(nifti.read_bytes(), url=endpoint[0].url, max_tokens=20)) for _ in range(3)}
     assert len(texts) == 1
+
+
+def test_voxels_give_the_draft_of_their_file(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    import asyncio
+
+    import nibabel as nib
+
+    image = nib.load(nifti)
+    voxels, spacing = np.asarray(image.dataobj), image.header.get_zooms()
+    axes = "".join(nib.aff2axcodes(image.affine))
+    asked = {"url": endpoint[0].url, "max_tokens": 20, "spacing": spacing, "axes": axes, "saliency": True}
+
+    async def ask() -> str:
+        return "".join([piece async for piece in report_async(voxels, **asked)])
+
+    draft = report(voxels, **asked)
+    assert "".join(draft) == "".join(report(nifti, url=endpoint[0].url, max_tokens=20)) == asyncio.run(ask())
+    assert nib.Nifti1Image.from_bytes(gzip.decompress(draft.saliency)).shape == voxels.shape
+    with pytest.raises(RequestError, match="VOLUME_AXES is 'up'"):
+        list(report(voxels, **{**asked, "axes": "up"}))
+    with pytest.raises(RequestError, match="every voxel is 0"):
+        list(report(np.zeros_like(voxels), **asked))
+
+
+def test_an_array_above_the_servers_limit_is_refused_by_size(endpoint: tuple[Server, Path]) -> None:
+    with pytest.raises(RequestError, match="VOLUME_ARRAY has 250,880,000 bytes; this server takes at most"):
+        list(report(np.zeros((512, 490, 500), np.int16), url=endpoint[0].url, spacing=(1, 1, 1), axes="LPS"))
 
 
 @pytest.mark.parametrize("data", [b"garbage" * 1000, b"\x1f\x8b\x08\x00broken", b"PK\x03\x04broken"])
@@ -89,6 +121,24 @@ def test_http_streams_a_draft_of_an_allowed_uri(endpoint: tuple[Server, Path], n
     assert text == "".join(report(nifti, url=endpoint[0].url, max_tokens=20))
 
 
+def test_http_takes_voxels_as_a_flat_list(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    import nibabel as nib
+
+    voxels = np.asarray(nib.load(nifti).dataobj)
+    values = {
+        "VOLUME_ARRAY": voxels.ravel().tolist(),
+        "VOLUME_SHAPE": voxels.shape,
+        "VOLUME_SPACING": [5.0, 5.0, 5.0],
+        "VOLUME_AXES": "RAS",
+        "MAX_TOKENS": 20,
+    }
+    text = "".join(event["TEXT"] for event in generate_stream(endpoint[0], values))
+    assert text == "".join(report(nifti, url=endpoint[0].url, max_tokens=20))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        generate_stream(endpoint[0], {**values, "VOLUME_SHAPE": [20, 20, 21]})
+    assert (caught.value.code, b"VOLUME_ARRAY has 8000 voxels" in caught.value.read()) == (400, True)
+
+
 def test_a_uri_elsewhere_is_refused(endpoint: tuple[Server, Path]) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         generate_stream(endpoint[0], {"VOLUME_URI": "/etc/passwd"})
@@ -96,21 +146,85 @@ def test_a_uri_elsewhere_is_refused(endpoint: tuple[Server, Path]) -> None:
     assert "does not lie below a root" in caught.value.read().decode()
 
 
-def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], nifti: Path) -> None:
+def tensor(name: str, datatype: str, value: np.ndarray) -> Any:
     from tritonclient import grpc
 
-    def tensor(name: str, datatype: str, value: object, dtype: type) -> grpc.InferInput:
-        made = grpc.InferInput(name, [1], datatype)
-        made.set_data_from_numpy(np.array([value], dtype=dtype))
-        return made
+    made = grpc.InferInput(name, value.shape, datatype)
+    made.set_data_from_numpy(value)
+    return made
+
+
+def test_tensors_of_another_type_shape_or_name_are_refused(
+    endpoint: tuple[Server, Path], nifti: Path
+) -> None:
+    from tritonclient import grpc
+
+    cube, three = np.zeros((4, 4, 4), np.int16), np.ones(3, np.float32)
+    responses: queue.Queue = queue.Queue()
+    client = grpc.InferenceServerClient(endpoint[0].url)
+    client.start_stream(lambda result, error: responses.put(str(error)))
+    for given, word in (
+        (tensor("VOLUME_ARRAY", "FP32", cube.astype(np.float32)), "VOLUME_ARRAY"),
+        (tensor("VOLUME_ARRAY", "INT16", cube[None]), "VOLUME_ARRAY"),
+        (tensor("VOLUME_ARRAY", "INT16", cube[0]), "VOLUME_ARRAY"),
+        (tensor("VOLUME_SPACING", "FP32", three[:2]), "VOLUME_SPACING"),
+        (tensor("MAX_TOKENS", "INT64", np.array([3])), "MAX_TOKENS"),
+        (tensor("COLOUR", "FP32", three), "COLOUR"),
+        (tensor("VOLUME_ARRAY", "INT16", cube), "VOLUME_SPACING"),
+        (tensor("VOLUME", "BYTES", np.array([b"a", b"b"], np.object_)), "VOLUME"),
+    ):
+        client.async_stream_infer("mu2llm", [given])
+        said = responses.get(timeout=60)
+        assert word in said and "\n" not in said and "Traceback" not in said
+    client.stop_stream()
+    client.close()
+    assert list(report(nifti, url=endpoint[0].url, max_tokens=4))
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_every_bad_nifti_is_refused_with_its_reason(endpoint: tuple[Server, Path], case: str) -> None:
+    data, cause = BAD[case]
+    with pytest.raises(RequestError, match="VOLUME.*" + re.escape(cause)) as caught:
+        list(report(data, url=endpoint[0].url))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "values", "cause"),
+    [
+        ({4}, {}, "missing slices"),
+        (set(range(1, 8)), {}, "one slice is not a volume"),
+        (set(), {"Modality": "MR"}, "modality MR"),
+        (set(), {"PixelData": b"\0" * 10}, "do not decode"),
+        (set(), {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "image orientation"),
+        (set(), {"RescaleType": "MGML"}, "rescaled to MGML"),
+    ],
+)
+def test_a_bad_dicom_series_is_refused_with_its_reason(
+    endpoint: tuple[Server, Path], tmp_path: Path, left_out: set, values: dict, cause: str
+) -> None:
+    def change(i: int, dataset: Any) -> Any:
+        for key, value in values.items():
+            setattr(dataset, key, value)
+        return None if i in left_out else dataset
+
+    write_series(tmp_path / "SECRET-ID", change)
+    with pytest.raises(RequestError, match=cause) as caught:
+        list(report(tmp_path / "SECRET-ID", url=endpoint[0].url))
+    told = str(caught.value).replace(str(tmp_path / "SECRET-ID"), "")  # the client's own name for it
+    assert "\n" not in told and "secret" not in told.lower()
+
+
+def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    from tritonclient import grpc
 
     responses: queue.Queue = queue.Queue()
     client = grpc.InferenceServerClient(endpoint[0].url)
     client.start_stream(lambda result, error: responses.put((result, error)))
     inputs = [
-        tensor("VOLUME", "BYTES", nifti.read_bytes(), np.object_),
-        tensor("MAX_TOKENS", "INT32", 400, np.int32),
-        tensor("TEMPERATURE", "FP32", 1.0, np.float32),
+        tensor("VOLUME", "BYTES", np.array([nifti.read_bytes()], np.object_)),
+        tensor("MAX_TOKENS", "INT32", np.array([400], np.int32)),
+        tensor("TEMPERATURE", "FP32", np.array([1], np.float32)),
     ]
     client.async_stream_infer("mu2llm", inputs)
     responses.get(timeout=60)
@@ -265,8 +379,6 @@ def test_an_asyncio_client_gets_what_the_plain_one_gets(endpoint: tuple[Server, 
 
 
 def test_the_saliency_comes_with_the_draft(endpoint: tuple[Server, Path], nifti: Path) -> None:
-    import gzip
-
     import nibabel as nib
 
     draft = report(nifti, url=endpoint[0].url, max_tokens=8, saliency=True)

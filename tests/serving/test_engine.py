@@ -3,7 +3,7 @@
 import gzip
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +11,29 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mu2llm.serving.engine import Busy, Engine
-from mu2llm.serving.inputs import Request
-
-
-class Answer:
-    """A reply that keeps what it is told."""
-
-    def __init__(self, stop_after: int | None = None, on_piece: Callable[[], object] = lambda: None) -> None:
-        self.pieces: list[str] = []
-        self.end: queue.Queue[tuple[str, Any]] = queue.Queue()
-        self.stop_after = stop_after
-        self.on_piece = on_piece
-        self.saliency = b""
-
-    def piece(self, text: str) -> None:
-        self.pieces.append(text)
-        self.on_piece()
-
-    def finish(self, reason: str, usage: dict[str, Any], saliency: bytes = b"") -> None:
-        self.saliency = saliency
-        self.end.put((reason, usage))
-
-    def fail(self, code: str, message: str) -> None:
-        self.end.put((code, message))
-
-    def cancelled(self) -> bool:
-        return self.stop_after is not None and len(self.pieces) >= self.stop_after
-
-    def outcome(self) -> tuple[str, Any]:
-        return self.end.get(timeout=60)
+from mu2llm.serving.batch_engine import BatchEngine
+from mu2llm.serving.engine import Busy
+from tests.serving.replies import Answer, generated, request
 
 
 @pytest.fixture(scope="module")
-def engine(model_folder: Path) -> Iterator[Engine]:
-    engine = Engine(model_folder, max_queue=64, max_batch=4)
+def engine(model_folder: Path) -> Iterator[BatchEngine]:
+    engine = BatchEngine(model_folder, max_queue=64, max_batch=4)
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def narrow(model_folder: Path) -> Iterator[Engine]:
+def narrow(model_folder: Path) -> Iterator[BatchEngine]:
     """One at a time, two may wait."""
-    engine = Engine(model_folder, max_queue=2, max_batch=1)
+    engine = BatchEngine(model_folder, max_queue=2, max_batch=1)
     yield engine
     engine.close()
-
-
-def request(volume: Any, **changes: Any) -> Request:
-    values = {"question": "Any nodule?", "max_tokens": 12, "temperature": 0.0, "seed": 0, **changes}
-    return Request(volume, **values)
 
 
 @pytest.fixture
-def ask(engine: Engine, nifti: Path):
-    def ask(answer: Answer | None = None, to: Engine = engine, **changes: Any) -> Answer:
+def ask(engine: BatchEngine, nifti: Path):
+    def ask(answer: Answer | None = None, to: BatchEngine = engine, **changes: Any) -> Answer:
         answer = answer or Answer()
         to.submit(request(changes.pop("volume", nifti.read_bytes()), **changes), answer)
         return answer
@@ -73,13 +41,7 @@ def ask(engine: Engine, nifti: Path):
     return ask
 
 
-def generated(engine: Engine, nifti: Path, question: str, count: int) -> str:
-    batch = engine.processor([engine.processor.frames(nifti)], [question])
-    ids = engine.model.generate(**batch, max_new_tokens=count, do_sample=False)
-    return engine.processor.decode(ids[0, batch["input_ids"].shape[1] :])
-
-
-def test_pieces_are_the_text_of_generate(engine: Engine, nifti: Path, ask) -> None:
+def test_pieces_are_the_text_of_generate(engine: BatchEngine, nifti: Path, ask) -> None:
     answer = ask()
     reason, usage = answer.outcome()
     assert "".join(answer.pieces).strip() == generated(engine, nifti, "Any nodule?", 12)
@@ -88,7 +50,9 @@ def test_pieces_are_the_text_of_generate(engine: Engine, nifti: Path, ask) -> No
     assert usage["visual_tokens"] == 4
 
 
-def test_a_crowd_that_joins_and_leaves_writes_what_each_writes_alone(engine: Engine, nifti: Path) -> None:
+def test_a_crowd_that_joins_and_leaves_writes_what_each_writes_alone(
+    engine: BatchEngine, nifti: Path
+) -> None:
     """Four rows for 48 requests of many lengths: greedy and sampled ones join and leave at every step."""
     rng = np.random.default_rng(1)
     lengths = [int(length) for length in rng.integers(1, 40, 24)]
@@ -139,7 +103,7 @@ def test_a_study_is_encoded_once_for_all_questions(ask, tmp_path: Path) -> None:
 
 
 def test_what_is_kept_stays_below_its_bound(model_folder: Path, nifti: Path) -> None:
-    engine = Engine(model_folder, keep_bytes=5000)
+    engine = BatchEngine(model_folder, keep_bytes=5000)
     kept = engine._preparation.kept
     answers = [Answer() for _ in range(12)]
     for i, answer in enumerate(answers):
@@ -191,7 +155,7 @@ def test_the_saliency_lies_on_the_volumes_own_grid(ask, nifti: Path) -> None:
 
 
 @pytest.fixture
-def held(narrow: Engine, ask):
+def held(narrow: BatchEngine, ask):
     """An engine whose only row waits at its first piece until told to go on."""
     at_piece, go_on = threading.Event(), threading.Event()
 
@@ -205,7 +169,7 @@ def held(narrow: Engine, ask):
     go_on.set()
 
 
-def test_beyond_the_queue_requests_are_refused_at_once(narrow: Engine, ask, held) -> None:
+def test_beyond_the_queue_requests_are_refused_at_once(narrow: BatchEngine, ask, held) -> None:
     first, go_on = held
     accepted = [first, ask(to=narrow), ask(to=narrow)]
     with pytest.raises(Busy, match="2 requests are waiting"):
@@ -214,7 +178,7 @@ def test_beyond_the_queue_requests_are_refused_at_once(narrow: Engine, ask, held
     assert all(answer.outcome()[0] in ("stop", "length") for answer in accepted)
 
 
-def test_a_waiting_request_that_nobody_wants_gives_its_place_up(narrow: Engine, ask, held) -> None:
+def test_a_waiting_request_that_nobody_wants_gives_its_place_up(narrow: BatchEngine, ask, held) -> None:
     first, go_on = held
     gone, stays = ask(Answer(stop_after=0), to=narrow), ask(to=narrow)
     assert gone.outcome()[0] == "CANCELLED"
@@ -223,14 +187,14 @@ def test_a_waiting_request_that_nobody_wants_gives_its_place_up(narrow: Engine, 
     assert all(answer.outcome()[0] in ("stop", "length") for answer in (first, stays, third))
 
 
-def test_a_request_whose_time_is_over_is_told_while_it_waits(narrow: Engine, ask, held) -> None:
+def test_a_request_whose_time_is_over_is_told_while_it_waits(narrow: BatchEngine, ask, held) -> None:
     code, message = ask(to=narrow, seconds=0.01).outcome()
     assert code == "DEADLINE_EXCEEDED"
     assert "0.01 s of TIMEOUT" in message
 
 
 def test_closing_answers_what_was_accepted(model_folder: Path, nifti: Path) -> None:
-    engine = Engine(model_folder, max_queue=8, max_batch=2)
+    engine = BatchEngine(model_folder, max_queue=8, max_batch=2)
     answers = [Answer() for _ in range(5)]
     for answer in answers:
         engine.submit(request(nifti.read_bytes(), max_tokens=5), answer)
@@ -248,4 +212,28 @@ def test_a_generation_setting_that_it_cannot_follow_is_named(model_folder: Path,
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.2}))
     with pytest.raises(ValueError, match="repetition_penalty"):
-        Engine(folder)
+        BatchEngine(folder)
+
+
+def test_who_asks_again_at_once_is_never_refused_by_a_full_engine(narrow: BatchEngine, ask) -> None:
+    """As many clients as there is room, each asking as soon as it is answered, amid others' preparation."""
+    outcomes: queue.Queue[str] = queue.Queue()
+
+    class Client(Answer):
+        left = 15
+
+        def finish(self, *args: Any) -> None:
+            outcomes.put(args[0])
+            self.again()
+
+        def again(self) -> None:
+            if self.left:
+                self.left -= 1
+                try:
+                    ask(self, to=narrow, question=f"Number {self.left}?", max_tokens=2)
+                except Busy:
+                    outcomes.put("refused")
+
+    for client in [Client() for _ in range(narrow.max_queue + narrow.max_batch)]:
+        client.again()
+    assert {outcomes.get(timeout=60) for _ in range(45)} <= {"stop", "length"}

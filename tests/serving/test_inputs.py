@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mu2llm.data.records import REPORT_QUESTION
 from mu2llm.serving.inputs import allowed_uri, parse_request
+from mu2llm.serving.volumes import opened, read
 
 
 def parse(**values: object):
@@ -44,6 +46,59 @@ def test_a_bad_value_is_refused_by_name_in_one_line(name: str, value: object) ->
         parse(**{name: value})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def array(**changes: object) -> dict:
+    """Values of an array of 2 × 3 × 4 voxels, in which None leaves one out."""
+    voxels = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    values = {
+        "VOLUME_ARRAY": voxels.tobytes(),
+        "VOLUME_SHAPE": [2, 3, 4],
+        "VOLUME_SPACING": [0.5, 1.0, 2.0],
+        "VOLUME_AXES": "LPS",
+    }
+    return {name: value for name, value in {**values, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "ILA", "AIR"])
+def test_an_array_becomes_the_volume_that_it_tells_of(axes: str) -> None:
+    request = parse_request(array(VOLUME_AXES=axes), max_tokens=9, roots=[])
+    with opened(request.volume) as source:
+        volume = read(source)
+    assert np.array_equal(volume.array, np.arange(24).reshape(2, 3, 4))
+    assert (volume.axis_codes, volume.spacing, volume.oriented) == (axes, (0.5, 1.0, 2.0), True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"VOLUME": b"x"}, "VOLUME and VOLUME_ARRAY"),
+        ({"VOLUME_URI": "/data/ct.nii"}, "VOLUME_ARRAY and VOLUME_URI"),
+        ({"VOLUME_SPACING": None}, "needs VOLUME_SPACING"),
+        ({"VOLUME_AXES": None}, "VOLUME_AXES"),
+        ({"VOLUME_SPACING": [1.0, 1.0, 0.0]}, "VOLUME_SPACING is"),
+        ({"VOLUME_SPACING": [1.0, -1.0, 1.0]}, "VOLUME_SPACING is"),
+        ({"VOLUME_SPACING": [1.0, float("nan"), 1.0]}, "VOLUME_SPACING is"),
+        ({"VOLUME_SPACING": [1.0, float("inf"), 1.0]}, "VOLUME_SPACING is"),
+        ({"VOLUME_SHAPE": [0, 3, 4]}, "VOLUME_ARRAY has the shape"),
+        ({"VOLUME_SHAPE": [40_000, 3, 4]}, "VOLUME_ARRAY has the shape"),
+        ({"VOLUME_SHAPE": [2, 3, 5]}, "has 24 voxels, VOLUME_SHAPE is"),
+        ({"VOLUME_AXES": "LRS"}, "VOLUME_AXES is 'LRS'"),
+        ({"VOLUME_AXES": "lps"}, "VOLUME_AXES is 'lps'"),
+        ({"VOLUME_AXES": "LPSI"}, "VOLUME_AXES is"),
+        ({"VOLUME_AXES": ""}, "VOLUME_AXES is"),
+        ({"VOLUME_AXES": "x" * 100_000}, "VOLUME_AXES is"),
+    ],
+)
+def test_an_array_that_does_not_tell_what_it_is_is_refused(changes: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word) as caught:
+        parse_request(array(**changes), max_tokens=9, roots=[])
+    assert len(str(caught.value)) < 200
+
+
+def test_a_file_with_a_spacing_beside_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="VOLUME_SPACING belongs to VOLUME_ARRAY"):
+        parse(VOLUME_SPACING=[1.0, 1.0, 1.0])
 
 
 def test_no_volume_at_all_is_refused() -> None:

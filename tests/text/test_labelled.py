@@ -1,6 +1,6 @@
 """Findings against labelled sentences: precision and recall by attribute (pytest -s prints them).
 
-Over three hundred in the styles of CT-RATE, AMOS-MM, AbdomenAtlas and M3D-Cap, and some in Chinese.
+Some six hundred in the styles of CT-RATE, AMOS-MM, AbdomenAtlas and M3D-Cap, and some in Chinese.
 """
 
 from pathlib import Path
@@ -17,6 +17,14 @@ WRONG = {
     "Possible left adrenal adenoma vs. metastasis.",
     "Pleural effusion is absent on the left but moderate on the right.",
     "Scattered calcified granulomas in both lungs, no suspicious nodule.",
+    "Both kidneys are normal in shape and size; a punctate dense stone of about 3 mm is seen in the lower"
+    " calyx of the left kidney without hydronephrosis.",
+    "1. Left lower lobe pneumonia with small parapneumonic effusion, improved since 2 days prior.",
+    "Cystic bronchiectasis is present in the left lower lobe with mucus plugging.",
+    "Dilated small bowel loops measuring up to 3.8 cm with transition point in the right lower quadrant.",
+    "Incidental 1.3 cm hypodense nodule in the left thyroid lobe.",
+    "No hydroureter or ureteral stone on either side.",
+    "There is an increase in bilateral peribronchial wall thickness.",
 }
 
 
