@@ -5,7 +5,7 @@
 
 Drafting is greedy, with prepared frames at hand, each volume encoded once: `mu2llm.evaluation.drafts.draft`
 in a batch, the same with a batch of one, and transformers' `generate` with one volume after the other. A
-minute on two cores.
+few minutes on two cores.
 """
 
 import argparse
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--model", help="model folder, with --studies")
     parser.add_argument("--studies", help="studies.jsonl with at least one batch of studies")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=3, help="how many batches of studies are drafted")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=8, help="how many batches of studies are drafted")
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     args = parser.parse_args()
     if bool(args.model) != bool(args.studies):

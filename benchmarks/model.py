@@ -1,12 +1,15 @@
 """The model at published size beside the paper's equations written out literally, in one process and one run.
 
     python -m benchmarks.model                   # about 10 minutes and 12 GB on two cores
+    python -m benchmarks.model --tokenizer       # the μ²Tokenizer's figures alone: 5 minutes and 4 GB
     python -m benchmarks.model --compile         # ours under torch.compile
     python -m benchmarks.model --dtype bfloat16  # on a GPU
 
 Literal (benchmarks/literal.py): attention scores are materialised, and each of the 1,024 selected tokens is
-a softmax-weighted sum of its own. Both sides use the same weights. Memory is what a call adds to the weights
-and to the gradients, which both sides hold alike; ours trains with gradient checkpointing of each layer.
+a softmax-weighted sum of its own, as in the published code. Both sides use the same weights. Plain products
+are the same matrix products and nothing else; a backward pass has twice those of its forward pass. Memory is
+what a call adds to the weights and to the gradients, which both sides hold alike; ours trains with gradient
+checkpointing of each layer.
 """
 
 import argparse
@@ -81,13 +84,17 @@ def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--tokenizer", action="store_true", help="the μ²Tokenizer alone, no tower, no decoder"
+    )
     parser.add_argument("--compile", action="store_true", help="ours under torch.compile")
     parser.add_argument("--runs", type=int, default=3, help="of ours; the literal side runs once")
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
     give_back_freed_memory()
     torch.manual_seed(0)
-    config = Mu2Config(text_config=LLAMA_1B, image_token_id=3)
+    decoder = LLAMA_1B | ({"num_hidden_layers": 1, "vocab_size": 2048} if args.tokenizer else {})
+    config = Mu2Config(text_config=decoder, image_token_id=3)
     with torch.device(DEVICE):
         model = Mu2ForConditionalGeneration(config).to(dtype).eval()
     print(f"{machine()}, {args.dtype}{', torch.compile' if args.compile else ''}\n", flush=True)
@@ -97,40 +104,53 @@ def main() -> None:
         rows.append((name, f"{ours:.3g} {unit}", f"{other:.3g} {unit}", f"{ours / other:.3f}", asked))
         print(f"{name}: {' | '.join(rows[-1][1:])}", flush=True)
 
-    frames = torch.rand(1, FRAMES, *config.vision_config.image_size, device=DEVICE, dtype=dtype)
-    tokens = torch.randn(1, FRAMES, 256, config.text_config.hidden_size, device=DEVICE, dtype=dtype)
-    question = torch.randn(1, QUESTION, config.text_config.hidden_size, device=DEVICE, dtype=dtype)
     ready = torch.compile if args.compile else lambda call: call
-    tokenizer = Sides(
-        ready(lambda x: model.aggregator(model.refiner(x), question, None)),
-        lambda x: literal.tokenizer(model, x, question),
-    )
+    if not args.tokenizer:
+        tower_and_whole(model, ready, args.runs, row)
+    tokenizer(model, ready, args.runs, row)
+    print("\n" + table(rows, ("figure", "ours", "other", "ratio", "asked for")))
+
+
+@torch.no_grad()
+def tower_and_whole(model: Mu2ForConditionalGeneration, ready: Callable, runs: int, row: Callable) -> None:
+    size, dtype = model.config.vision_config.image_size, model.dtype
+    frames = torch.rand(1, FRAMES, *size, device=DEVICE, dtype=dtype)
     vision = Sides(
         ready(model.encode_frames),
         lambda x: literal.projector(model.projector, literal.tower(model.vision_tower, x.flatten(0, 1))),
     )
-    with torch.no_grad():
-        ours = seconds(lambda: tokenizer.ours(tokens), args.runs)
-        theirs = seconds(lambda: tokenizer.literal(tokens), 1, 1)
-        row("μ²Tokenizer forward, ours / literal", "s", ours, theirs, "≤ 0.333")
-        least = seconds(plain(tokenizer_products(config, FRAMES * 256, QUESTION), dtype), args.runs)
-        row("μ²Tokenizer forward, ours / plain products", "s", ours, least, "≤ 1.3")
-        ours, theirs = (seconds(lambda side=side: side(frames), args.runs) for side in vision)
-        row("ViT + projector forward, ours / literal", "s", ours, theirs, "≤ 0.667")
-        two, one = (seconds(whole(ready(model), config, frames, n), args.runs) for n in (2, 1))
-        row("whole forward, 2 studies as one batch / twice one", "s", two, 2 * one, "≤ 1.05")
-        ours, theirs = (peak_bytes(lambda side=side: side(frames)) / 2**30 for side in vision)
-        row("ViT + projector forward, peak memory", "GiB", ours, theirs, "≤ 0.5")
+    ours, theirs = (seconds(lambda side=side: side(frames), runs) for side in vision)
+    row("ViT + projector forward, ours / literal", "s", ours, theirs, "≤ 0.667")
+    ours, theirs = (peak_bytes(lambda side=side: side(frames)) / 2**30 for side in vision)
+    row("ViT + projector forward, peak memory", "GiB", ours, theirs, "≤ 0.5")
+    two, one = (seconds(whole(ready(model), model.config, frames, n), runs) for n in (2, 1))
+    row("whole forward, 2 studies as one batch / twice one", "s", two, 2 * one, "≤ 1.05")
 
-    steps = Sides(*(backward(side, tokens) for side in tokenizer))
+
+def tokenizer(model: Mu2ForConditionalGeneration, ready: Callable, runs: int, row: Callable) -> None:
+    width, dtype = model.config.text_config.hidden_size, model.dtype
+    tokens = torch.randn(1, FRAMES, 256, width, device=DEVICE, dtype=dtype)
+    question = torch.randn(1, QUESTION, width, device=DEVICE, dtype=dtype)
+    sides = Sides(
+        ready(lambda x: model.aggregator(model.refiner(x), question, None)),
+        lambda x: literal.tokenizer(model, x, question),
+    )
+    with torch.no_grad():
+        ours = seconds(lambda: sides.ours(tokens), runs)
+        theirs = seconds(lambda: sides.literal(tokens), 1, 1)
+        least = seconds(plain(tokenizer_products(model.config, FRAMES * 256, QUESTION), dtype), runs)
+    row("μ²Tokenizer forward, ours / literal", "s", ours, theirs, "≤ 0.333")
+    row("μ²Tokenizer forward, ours / plain products", "s", ours, least, "≤ 1.3")
+    row("μ²Tokenizer forward, plain products / literal", "s", least, theirs, "")
+    steps = Sides(*(backward(side, tokens) for side in sides))
     for parameter in (*model.refiner.parameters(), *model.aggregator.parameters()):
         parameter.grad = torch.zeros_like(parameter)
     model.train().activation_checkpointing_enable({"use_reentrant": False})
-    ours, theirs = seconds(steps.ours, args.runs), seconds(steps.literal, 1, 1)
+    ours, theirs = seconds(steps.ours, runs), seconds(steps.literal, 1, 1)
     row("μ²Tokenizer forward + backward, ours / literal", "s", ours, theirs, "≤ 0.25")
+    row("μ²Tokenizer forward + backward, 3 × plain products / literal", "s", 3 * least, theirs, "")
     ours, theirs = (peak_bytes(step) / 2**30 for step in steps)
     row("μ²Tokenizer forward + backward, peak memory", "GiB", ours, theirs, "≤ 0.333")
-    print("\n" + table(rows, ("figure", "ours", "other", "ratio", "asked for")))
 
 
 class Sides(NamedTuple):

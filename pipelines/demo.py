@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from mu2llm.data.tables import find_table
 from mu2llm.pipelines.board import Board
 from mu2llm.pipelines.drafts import stream_examples
 from mu2llm.pipelines.local import LABELS, Places, free_gigabytes, log_path, run
@@ -55,7 +56,7 @@ def _check_before(settings: RunSettings, places: Places, data: Path | None, port
 
     if data and not data.is_dir():
         raise FileNotFoundError(f"{data}: no such folder; DATA must be a folder of CTs with reports.csv")
-    if data and not (data / "reports.csv").is_file():
+    if data and not find_table(data, "reports.csv").is_file():
         raise FileNotFoundError(f"{data} has no reports.csv (columns: volume, report; see docs/data.md)")
     if places.out.exists() and not places.out.is_dir():
         raise ValueError(f"{places.out} is a file: give another folder with --out")

@@ -75,7 +75,13 @@ def build(cluster: ClusterSettings) -> Callable:
         read = ingest(dataset=dataset, root=root, dataset_version=dataset_version, settings=ingest_settings)
         studies = read.outputs["studies"]
         written = corpus(studies=studies, settings=corpus_settings)
-        seeing = vision(studies=studies, settings=vision_settings, job=cluster.job(), work=work)
+        seeing = vision(
+            studies=studies,
+            settings=vision_settings,
+            job=cluster.job(),
+            work=work,
+            tracking_uri=tracking_uri,
+        )
         tuned = sft(
             studies=studies,
             samples=written.outputs["samples"],
@@ -83,6 +89,7 @@ def build(cluster: ClusterSettings) -> Callable:
             settings=sft_settings,
             job=cluster.job(),
             work=work,
+            tracking_uri=tracking_uri,
         )
         evaluated_sft = evaluate(
             studies=studies, model=tuned.outputs["model"], settings=evaluate_settings
@@ -97,6 +104,7 @@ def build(cluster: ClusterSettings) -> Callable:
             settings=dpo_settings,
             job=cluster.job(),
             work=work,
+            tracking_uri=tracking_uri,
         )
         evaluated = evaluate(
             studies=studies,

@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self.connection.close()
         if kind == "late":
-            time.sleep(1.5)
+            self.connection.recv(1)  # until the client has had enough
             self.close_connection = True
             return None
         reply = self.server.model.reply(stage, body["messages"][-1]["content"])

@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import tracemalloc
 
 import pytest
 
@@ -13,12 +14,14 @@ from tests.s3_server import FAULTS, Proxy, s3_server
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """The server's folder: a bucket `lab` to write into, and `many` with 2,500 files."""
+    """The server's folder: a bucket `lab` to write into, `many` with 2,500 files and `more` with 8,000."""
     root = tmp_path_factory.mktemp("s3")
     (root / "lab").mkdir()
-    for i in range(2500):
-        (root / "many" / f"{i // 500}").mkdir(parents=True, exist_ok=True)
-        (root / "many" / f"{i // 500}" / f"{i:05d}").touch()
+    for bucket, count in (("many", 2500), ("more", 8000)):
+        for i in range(count):
+            if i % 500 == 0:
+                (root / bucket / f"{i // 500:02d}").mkdir(parents=True)
+            (root / bucket / f"{i // 500:02d}" / f"{i:05d}").touch()
     return root
 
 
@@ -201,8 +204,24 @@ def test_a_folder_comes_through_a_bad_network_whole(proxy, tmp_path, seed, monke
 
 def test_a_large_bucket_is_listed_page_by_page(proxy):
     files = storage.each_file("s3://many")
-    assert next(files) == "s3://many/0/00000"
+    assert next(files) == "s3://many/00/00000"
     pages = [path for _, path, _ in proxy.requests if listing("GET", path)]
     assert len(pages) == 1
     assert sum(1 for _ in files) == 2499
     assert len([path for _, path, _ in proxy.requests if listing("GET", path)]) == 3
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_listing_does_not_grow_with_the_bucket(server, proxy, monkeypatch):
+    monkeypatch.setenv("MU2_S3_ENDPOINT", server)
+    peaks = {}
+    for bucket, count in (("many", 2500), ("more", 8000)):
+        tracemalloc.start()
+        last, found = "", 0
+        for file in storage.each_file(f"s3://{bucket}"):
+            assert file > last
+            last, found = file, found + 1
+        assert found == count
+        peaks[bucket] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks["more"] < 1.2 * peaks["many"]

@@ -14,6 +14,7 @@ def dpo(
     settings: dict,
     job: dict,
     work: str,
+    tracking_uri: str,
     model: Output[Model],
     metrics: Output[Metrics],
 ):
@@ -27,6 +28,7 @@ def dpo(
         job: nodes, gpus and more of `mu2llm.components.train_job.Job`, to train in a TrainJob; empty: in this
             pod, in `nproc` processes.
         work: folder that outlives the step: checkpoints and prepared frames.
+        tracking_uri: MLflow's server or database, where the run's settings and metrics go.
         model: the model after this stage.
         metrics: what the stage measured.
     """
@@ -41,4 +43,4 @@ def dpo(
             "data": Path(pairs.path) / "preferences.jsonl",
             "model": Path(start.path),
         }
-        train("dpo", settings, job, work, inputs, model, metrics)
+        train("dpo", settings, job, work, tracking_uri, inputs, model, metrics)

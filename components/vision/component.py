@@ -12,6 +12,7 @@ def vision(
     settings: dict,
     job: dict,
     work: str,
+    tracking_uri: str,
     model: Output[Model],
     metrics: Output[Metrics],
 ):
@@ -24,6 +25,7 @@ def vision(
         job: nodes, gpus and more of `mu2llm.components.train_job.Job`, to train in a TrainJob; empty: in this
             pod, in `nproc` processes.
         work: folder that outlives the step: checkpoints and prepared frames.
+        tracking_uri: MLflow's server or database, where the run's settings and metrics go.
         model: the model after this stage.
         metrics: what the stage measured.
     """
@@ -33,6 +35,5 @@ def vision(
     from mu2llm.components.train import train
 
     with step():
-        train(
-            "vision", settings, job, work, {"studies": Path(studies.path) / "studies.jsonl"}, model, metrics
-        )
+        inputs = {"studies": Path(studies.path) / "studies.jsonl"}
+        train("vision", settings, job, work, tracking_uri, inputs, model, metrics)

@@ -20,6 +20,8 @@ def add(commands: Any) -> None:
     parts.add_argument("--decoder", help="folder of a causal language model with its tokenizer")
     new.add_argument("--vision", help="M3D-CLIP's pretrained_ViT.bin, with --decoder")
     new.add_argument("--mode", choices=("hu", "published"), help="how volumes are prepared, with --decoder")
+    new.add_argument("--window", choices=("plain", "soft-lung"), help="of mode hu (default: plain)")
+    new.add_argument("--whole", action="store_true", help="of mode hu: no crop to the body")
     new.add_argument("--out", required=True, help="model folder to write")
     new.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     new.set_defaults(run=run_new)
@@ -62,7 +64,9 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--judge", default="rules", help=f"{JUDGES} (default: rules)")
     evaluate.add_argument("--judge-model", default="", help=JUDGE_MODEL)
     evaluate.add_argument("--store", help="folder for a model judge's completions (default: OUT/judge)")
-    evaluate.add_argument("--frames", help="folder of prepared frames (data prepare); missing ones are made")
+    evaluate.add_argument(
+        "--frames", help="prepared frames, missing ones are made (default: frames/ beside STUDIES, if there)"
+    )
     evaluate.add_argument("--limit", type=int, help="only the first studies of the split")
     evaluate.add_argument("--bertscore", help="folder of an encoder such as roberta-large, for BERTScore")
     evaluate.add_argument(
@@ -118,11 +122,18 @@ def add(commands: Any) -> None:
 def run_new(args: argparse.Namespace) -> None:
     if args.decoder:
         from mu2llm.model.assemble import assemble
+        from mu2llm.storage import whole_folder
+        from mu2llm.volume import PLAIN_WINDOW, SOFT_LUNG_WINDOW
 
-        for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed):
-            part.save_pretrained(args.out)
-    elif args.vision or args.mode:
-        raise ValueError("--vision and --mode go with --decoder: a small model has a tower of its own")
+        hu: dict[str, Any] = {"window": SOFT_LUNG_WINDOW if args.window == "soft-lung" else PLAIN_WINDOW}
+        hu["crop_to_body"] = not args.whole
+        with whole_folder(Path(args.out)) as folder:
+            for part in assemble(args.decoder, vision=args.vision, mode=args.mode, seed=args.seed, **hu):
+                part.save_pretrained(folder)
+    elif args.vision or args.mode or args.window or args.whole:
+        raise ValueError(
+            "--vision, --mode, --window and --whole go with --decoder: a small model has its own ways"
+        )
     else:
         from mu2llm.components.start import write_start_model
 

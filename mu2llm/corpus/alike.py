@@ -13,7 +13,7 @@ from typing import Any
 from mu2llm.corpus.answers import Draft
 from mu2llm.corpus.citations import without_marks
 from mu2llm.corpus.support import Facts, read
-from mu2llm.text.words import lemma
+from mu2llm.text.words import lemma, lexicon
 
 # Two drafts of one study on one aspect are alike when so much of their words is shared (Dice), in question
 # and answer, and the answers say the same: findings, sides, numbers. On different aspects all must be shared.
@@ -39,7 +39,11 @@ def content_words(text: str) -> frozenset[str]:
 
 def first_alike(draft: Draft, kept: list[Draft]) -> list[str]:
     """The fault of a draft that asks and says what one of `kept` does; none when it is the first."""
+    known = lexicon().entities
     for other in kept:
+        entities = {draft.question.entity, other.question.entity}
+        if len(entities) > 1 and all(entity in known for entity in entities):
+            continue  # the same advice for two findings
         pairs = ((draft.question.text, other.question.text), (draft.answer, other.answer))
         least = ALIKE if draft.question.aspect == other.question.aspect else 1.0
         if all(_shared(*pair) >= least for pair in pairs) and _says(draft.answer) == _says(other.answer):

@@ -14,7 +14,7 @@ from mu2llm.corpus.card import write_card
 from mu2llm.corpus.chain import Chain, in_a_row
 from mu2llm.corpus.endpoint import Endpoint, connect, spent
 from mu2llm.corpus.providers import STAGES, Provider, Rules
-from mu2llm.corpus.stages import dropped
+from mu2llm.corpus.samples import dropped
 from mu2llm.corpus.summary import Summary
 from mu2llm.corpus.translation import read_languages
 from mu2llm.corpus.version import rules_version

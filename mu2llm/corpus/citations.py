@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from mu2llm.corpus import support
@@ -46,20 +47,24 @@ def without_marks(text: str) -> str:
 
 def read_claims(part: str, text: str) -> list[Claim]:
     """The sentences of a marked text with the ids that each cites."""
+    return [Claim(part, sentence, ids) for sentence, ids in _read_marks(text)]
+
+
+@lru_cache(maxsize=4096)
+def _read_marks(text: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     plain, places, end = "", [], 0
     for mark in _MARK.finditer(text):
         plain += text[end : mark.start()]
         places.append((len(plain), _ID.findall(mark.group(1))))
         end = mark.end()
     plain += text[end:]
-    return [
-        Claim(
-            part,
+    return tuple(
+        (
             sentence.text,
             tuple(one for place, ids in places if sentence.start < place <= sentence.end for one in ids),
         )
         for sentence in split(plain)
-    ]
+    )
 
 
 def marked(sample: dict[str, Any], part: str = "answer") -> str:

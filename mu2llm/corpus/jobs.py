@@ -13,7 +13,8 @@ from mu2llm.corpus.build import each_study, fetched, local_folder, open_provider
 from mu2llm.corpus.citations import read_claims, verify
 from mu2llm.corpus.providers import Provider
 from mu2llm.corpus.rewriting import changed, composed
-from mu2llm.corpus.stages import Case, Made, dropped, finished, report_sample, translated
+from mu2llm.corpus.samples import dropped, finished, report_sample, translated
+from mu2llm.corpus.stages import Case, Made
 from mu2llm.corpus.translation import read_languages
 from mu2llm.data.records import REPORT_QUESTION, Study
 from mu2llm.llm.client import Asking, Unanswered

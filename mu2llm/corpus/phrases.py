@@ -55,9 +55,8 @@ def place(finding: Finding) -> str:
     """ "in the left lower lobe", "in the right kidney", "on both sides"; empty when nothing is said."""
     words = wording()
     if finding.location:
-        told = " and ".join(
-            words["places"].get(name, f"in the {name}") for name in finding.location.split(" and ")
-        )
+        places = words["places"] | words["organs"][organ(finding.entity)].get("places", {})
+        told = " and ".join(places.get(name, f"in the {name}") for name in finding.location.split(" and "))
         if finding.side and finding.side not in finding.location and not _tells_side(finding.location):
             told += " " + _side(words["side"], finding.side)
         return told

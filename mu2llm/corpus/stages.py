@@ -6,19 +6,19 @@ has just been made or was made by an earlier run. So a stage can be run alone on
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 from mu2llm.corpus import screen
 from mu2llm.corpus.alike import first_alike
 from mu2llm.corpus.answers import Draft
-from mu2llm.corpus.citations import Claim, Score, read_claims, sample_id, verify, without_marks
+from mu2llm.corpus.citations import Claim, Score, read_claims, verify
 from mu2llm.corpus.evidence import Evidence, gather
-from mu2llm.corpus.phrases import region, wording
+from mu2llm.corpus.phrases import wording
 from mu2llm.corpus.providers import STAGES, Provider
 from mu2llm.corpus.questions import Question, ask
-from mu2llm.corpus.translation import translate_sample
-from mu2llm.data.records import REPORT_QUESTION, Sample, Study
+from mu2llm.corpus.samples import dropped, finished, report_sample, translated, vqa_sample
+from mu2llm.data.records import Study
 from mu2llm.llm.client import Unanswered
 
 Made = dict[
@@ -190,15 +190,7 @@ def _narrative(case: Case, provider: Provider) -> Made:
     out of each stage.
     """
     study, evidence = case.study, case.evidence
-    result: Made = {
-        "samples": [],
-        "drops": [],
-        "gaps": [],
-        "made": 0,
-        "asked": 0,
-        "covered": 0,
-        "aspects": {},
-    }
+    result: Made = {"samples": [], "drops": [], "made": 0}
     score, cited = Score(), set[str]()
 
     def keep(sample: dict[str, Any], aspect: str = "", faults: list[str] | None = None) -> bool:
@@ -218,28 +210,17 @@ def _narrative(case: Case, provider: Provider) -> Made:
         result["made"] += 1
         result["drops"].append(dropped(study.study_id, task, question, faults, aspect, stage))
 
+    told: list[Draft] = []
     keep(report_sample(study, evidence, provider.provenance("report")), faults=case.unusable)
     if not case.unusable:
         if case.lost:
             drop("vqa", "", "questions", [case.lost], "questions")
-        told = []
         for item in case.items:
             question = item.question
             if item.faults or item.draft is None:
                 drop("vqa", question.text, question.aspect, item.faults, item.lost_in)
-            elif keep(_vqa(study, evidence, item.draft, provider.provenance("vqa")), question.aspect):
+            elif keep(vqa_sample(study, evidence, item.draft, provider.provenance("vqa")), question.aspect):
                 told.append(item.draft)
-        covered = {
-            (draft.question.entity, draft.question.aspect) for draft in told if _is_positive(draft.question)
-        }
-        for question in filter(_is_positive, case.wanted):
-            aspect = result["aspects"].setdefault(question.aspect, {"asked": 0, "covered": 0})
-            for counts in (result, aspect):
-                counts["asked"] += 1
-                counts["covered"] += (question.entity, question.aspect) in covered
-            if (question.entity, question.aspect) not in covered:
-                gap = {"study_id": study.study_id, "entity": question.entity, "aspect": question.aspect}
-                result["gaps"].append(gap)
         asked = wording()["questions"]["narrative"][0]
         try:
             text, left_out = provider.narrate(evidence, told)
@@ -252,12 +233,35 @@ def _narrative(case: Case, provider: Provider) -> Made:
             keep(finished(study, evidence, "narrative", asked, {"answer": text}, claims, made_by))
             for line, faults in left_out:
                 drop("narrative", line, "line", faults, "narrative")
-    return result | {
-        "score": asdict(score),
-        "sentences": 0 if case.unusable else len(evidence.sentences),
-        "cited_sentences": len(cited),
-        "stages": _passed(case.items),
+    return (
+        result
+        | _coverage(case, told)
+        | {
+            "score": asdict(score),
+            "sentences": 0 if case.unusable else len(evidence.sentences),
+            "cited_sentences": len(cited),
+            "stages": _passed(case.items),
+        }
+    )
+
+
+def _coverage(case: Case, told: list[Draft]) -> Made:
+    """How far the drafts told cover what the report's positive findings call for: {"asked", "covered",
+    "aspects", "gaps"}."""
+    covered = {
+        (draft.question.entity, draft.question.aspect) for draft in told if _is_positive(draft.question)
     }
+    counts: Made = {"asked": 0, "covered": 0, "aspects": {}, "gaps": []}
+    for question in filter(_is_positive, [] if case.unusable else case.wanted):
+        about = (question.entity, question.aspect)
+        aspect = counts["aspects"].setdefault(question.aspect, {"asked": 0, "covered": 0})
+        for count in (counts, aspect):
+            count["asked"] += 1
+            count["covered"] += about in covered
+        if about not in covered:
+            gap = {"study_id": case.study.study_id, "entity": question.entity, "aspect": question.aspect}
+            counts["gaps"].append(gap)
+    return counts
 
 
 def _passed(items: list[Item]) -> dict[str, int]:
@@ -272,90 +276,8 @@ def _translation(case: Case, provider: Provider) -> Made:
     return {"study_id": case.study.study_id} | translated(case.result["samples"], case.languages, provider)
 
 
-def translated(samples: list[dict[str, Any]], languages: tuple[str, ...], provider: Provider) -> Made:
-    """{"samples", "drops", "made", "open"}: the samples in other languages, each sentence checked."""
-    made: Made = {"samples": [], "drops": [], "made": 0, "open": 0}
-    for language in languages:
-        for sample in samples:
-            made["made"] += 1
-            about = (sample["study_id"], sample["task"], sample["question"])
-            try:
-                said = translate_sample(sample, language, partial(provider.translate, language=language))
-            except Unanswered as error:
-                made["drops"].append(dropped(*about, [error.reason], language, "translation"))
-                made["open"] += error.passing
-                continue
-            told = {"stage": "translation", "language": language, "original": sample["sample_id"]}
-            said["provenance"] = sample["provenance"] | provider.provenance("translation") | told
-            said["sample_id"] = sample_id(said)
-            faults = [f"translation: {fault}" for fault in verify(said)]
-            if faults:
-                made["drops"].append(dropped(*about, faults, language, "translation"))
-            else:
-                made["samples"].append(said)
-    return made
-
-
 def _is_positive(question: Question) -> bool:
     return bool(question.findings) and question.findings[0].status != "absent"
-
-
-def report_sample(study: Study, evidence: Evidence, provenance: dict[str, str]) -> dict[str, Any]:
-    """The report as it is, as an answer: each of its sentences is its own evidence."""
-    claims = [Claim("answer", sentence.text, (sentence.id,)) for sentence in evidence.sentences]
-    return finished(study, evidence, "report", REPORT_QUESTION, {"answer": evidence.text}, claims, provenance)
-
-
-def _vqa(study: Study, evidence: Evidence, draft: Draft, provenance: dict[str, str]) -> dict[str, Any]:
-    texts = {"thinking": draft.thinking, "answer": draft.answer}
-    claims = [claim for part, text in texts.items() for claim in read_claims(part, text)]
-    sample = finished(study, evidence, "vqa", draft.question.text, texts, claims, provenance)
-    sample["region"] = region(draft.question.entity)
-    ids = {one for claim in claims for one in claim.ids}
-    sample["evidence"] = [item for item in sample["evidence"] if item["id"] in ids]
-    return sample | {"sample_id": sample_id(sample)}
-
-
-def finished(
-    study: Study,
-    evidence: Evidence,
-    task: Literal["report", "vqa", "narrative"],
-    question: str,
-    texts: dict[str, str],
-    claims: list[Claim],
-    provenance: dict[str, str],
-) -> dict[str, Any]:
-    """A sample: the marks leave its text and become its citations."""
-    sample = vars(
-        Sample(
-            sample_id="",
-            study_id=study.study_id,
-            volume=study.volume,
-            task=task,
-            question=question,
-            answer=without_marks(texts["answer"]),
-            thinking=without_marks(texts.get("thinking", "")),
-            evidence=evidence.items(),
-            citations=[{"part": c.part, "sentence": c.text, "ids": list(c.ids)} for c in claims],
-            provenance={"stage": {"vqa": "refine"}.get(task, task)} | provenance,
-        )
-    )
-    return sample | {"sample_id": sample_id(sample)}
-
-
-def dropped(
-    study_id: str, task: str, question: str, faults: list[str], aspect: str = "", stage: str = ""
-) -> dict[str, Any]:
-    """A line of drops.jsonl: what was dropped, in which stage and why."""
-    return {
-        "study_id": study_id,
-        "task": task,
-        "question": question,
-        "aspect": aspect,
-        "stage": stage,
-        "reason": faults[0].split(":")[0],
-        "faults": faults,
-    }
 
 
 _MAKE: dict[str, Callable[[Case, Provider], Made]] = dict(

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+from mu2llm.corpus.quoting import changed, nearly
 from mu2llm.text.findings import Finding, extract
 from mu2llm.text.words import lemma, lexicon, spans
 
@@ -98,7 +99,7 @@ def read(text: str) -> Facts:
         findings,
         frozenset(sides),
         frozenset(numbers),
-        bool(codes & {"N", "M"}),
+        bool(codes & {"N", "M"}) or "not only" in text.lower(),
         bool(codes & {"U", "W", "B"}),
         pattern,
         tuple(span.value for span in sided),
@@ -109,8 +110,8 @@ def read(text: str) -> Facts:
 @lru_cache(maxsize=16384)
 def faults(claim: str, cited: tuple[str, ...]) -> tuple[str, ...]:
     """What the claim says beyond or against the cited sentences; empty when they bear it out."""
-    if len(cited) == 1 and _bare(claim) == _bare(cited[0]):
-        return ()  # a quotation
+    if len(cited) == 1 and _is_quoted(claim, cited[0]):
+        return ()
     said, sources = read(claim), [read(text) for text in cited]
     found = [f"number {' '.join(pair).strip()} is not cited" for pair in _missing_numbers(said, sources)]
     source_sides = frozenset[str]().union(*(source.sides for source in sources))
@@ -124,8 +125,10 @@ def faults(claim: str, cited: tuple[str, ...]) -> tuple[str, ...]:
     quoted = [source for source in sources if count and source.pattern.endswith(said.pattern)]
     if any(source.order[-count:] != said.order for source in quoted):
         found.append("the sides of a quoted sentence are changed")
+    found += changed(claim, cited)
     statuses = {finding.status for finding in said.findings}
-    if said.denies and "absent" not in statuses and not any(source.denies for source in sources):
+    denying = nearly(claim, cited) if said.findings else list(cited)
+    if said.denies and "absent" not in statuses and not any(read(text).denies for text in denying):
         found.append("a negation is not cited")
     if said.doubts and "uncertain" not in statuses and not any(source.doubts for source in sources):
         found.append("a doubt is not cited")
@@ -137,7 +140,7 @@ def faults(claim: str, cited: tuple[str, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=16384)
 def bears_on(claim: str, sentence: str) -> bool:
     """Whether a sentence speaks of what the claim speaks of."""
-    if _bare(claim) == _bare(sentence):
+    if _is_quoted(claim, sentence):
         return True
     said, source = read(claim), read(sentence)
     if said.findings:
@@ -145,15 +148,24 @@ def bears_on(claim: str, sentence: str) -> bool:
     return bool(said.words & source.words)
 
 
+@lru_cache(maxsize=16384)
 def asks_follow_up(sentence: str) -> bool:
     """Whether a report's sentence asks for follow-up of any kind."""
     words = lexicon()
     return bool(words.follow_up.search(sentence)) and not words.no_follow_up.search(sentence)
 
 
+@lru_cache(maxsize=16384)
 def denies_follow_up(claim: str) -> bool:
     """Whether a claim says that no follow-up is asked for."""
     return bool(lexicon().no_follow_up.search(claim))
+
+
+def _is_quoted(claim: str, source: str) -> bool:
+    """Whether a claim is the cited sentence, with or without the heading that it stands under."""
+    heading, _, rest = source.partition(": ")
+    bare = _bare(claim)
+    return bare == _bare(source) or (bare == _bare(rest) and not read(heading).denies)
 
 
 def _bare(text: str) -> str:

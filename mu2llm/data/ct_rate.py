@@ -53,11 +53,13 @@ def read_ct_rate(root: str | Path, *, seed: int = 0) -> tuple[list[Study], list[
         table = base / f"radiology_text_reports/{long}_reports.csv"
         if not table.is_file():
             continue
-        metadata = _side_table(base / f"metadata/{long}_metadata.csv", ("VolumeName",))
+        metadata = _side_table(base / f"metadata/{long}_metadata.csv", ("VolumeName",), rejects)
         labels = _side_table(
-            base / f"multi_abnormality_labels/{short}_predicted_labels.csv", ("VolumeName", *NAMES)
+            base / f"multi_abnormality_labels/{short}_predicted_labels.csv", ("VolumeName", *NAMES), rejects
         )
-        others = _no_chest(base / f"metadata/no_chest_{short}.txt")
+        others = _no_chest(base / f"metadata/no_chest_{short}.txt") | _no_chest(
+            base / f"no_chest_{short}.txt"
+        )
         seen: dict[str, int] = {}
         for at, row in read_csv(table, REPORT_COLUMNS, rejects).items():
             name = row["VolumeName"]
@@ -156,8 +158,8 @@ def _labels(row: Row | RowError | None) -> dict[str, int] | None:
     return labels
 
 
-def _side_table(path: Path, needed: tuple[str, ...]) -> dict[str, Row | RowError]:
-    return by_volume(read_csv(path, needed), "VolumeName") if path.is_file() else {}
+def _side_table(path: Path, needed: tuple[str, ...], rejects: list[Reject]) -> dict[str, Row | RowError]:
+    return by_volume(read_csv(path, needed, rejects), "VolumeName") if path.is_file() else {}
 
 
 def _no_chest(path: Path) -> set[str]:

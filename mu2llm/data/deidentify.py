@@ -20,6 +20,7 @@ from typing import Any
 from mu2llm.data.pseudonyms import Pseudonyms
 from mu2llm.data.tables import RowError
 from mu2llm.text.scrub import Known
+from mu2llm.volume.dicom import SECONDARY_CAPTURE
 from mu2llm.volume.encoded import check_pixels
 
 TABLE = "dicomfields_2026c"
@@ -66,7 +67,6 @@ _FACES = {
     "NECK",
     "WHOLEBODY",
 }
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _CT_CLASSES = {
     f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")
 }  # CT, Enhanced, Legacy Converted
@@ -164,7 +164,7 @@ def _texts(dataset: Any, keyword: str) -> list[str]:
 def _left_out(source: Any) -> str:
     if _value(source, "Rows") is None:
         return "without pixels"
-    if any(uid.startswith(_SECONDARY_CAPTURE) for uid in _texts(source, "SOPClassUID")):
+    if any(uid.startswith(SECONDARY_CAPTURE) for uid in _texts(source, "SOPClassUID")):
         return "secondary capture"
     if "LOCALIZER" in (word.upper() for word in _texts(source, "ImageType")):
         return "localizer"

@@ -20,7 +20,7 @@ from typing import Any
 from mu2llm import storage
 from mu2llm.data import dicomweb, privacy
 from mu2llm.data.deidentify import METHOD, Series, deidentify_series
-from mu2llm.data.folder import REPORT_COLUMNS, read_rows, study_of_row
+from mu2llm.data.folder import REPORT_COLUMNS, read_reports, read_rows, study_of_row
 from mu2llm.data.pool import each
 from mu2llm.data.pseudonyms import Pseudonyms, read_key
 from mu2llm.data.records import Study
@@ -52,7 +52,6 @@ class Entry:
 def read_dicom(
     root: str | Path,
     out: Path,
-    shown: str,
     *,
     seed: int,
     workers: int,
@@ -63,12 +62,10 @@ def read_dicom(
 
     root: a folder (or s3:// URI, copied to a temporary folder meanwhile) with reports.csv and one series in
         each sub-folder or zip that it names; or dicomweb+https://host/path, with the table `reports`.
-    shown: where `out` ends, a folder or s3:// URI.
-    Raises ValueError when there is no key, when that was written with another one, when the table cannot be
-    used, or when a patient stands in two splits.
+    Raises ValueError when there is no key, when the table cannot be used, or when a patient stands in two
+    splits.
     """
     pseudonyms = read_key(key_file)
-    privacy.check_same_key(shown, pseudonyms)
     with tempfile.TemporaryDirectory() as temporary, privacy.quiet():
         if dicomweb.is_server(root):
             entries, rejects = _of_server(str(root), reports)
@@ -105,7 +102,7 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
     root = root.resolve()
     studies, rejects = _without_header(read_rows, root)
     told: list[Reject] = []  # by read_rows already
-    rows = read_csv(root / "reports.csv", ("volume", "report"), told, any_case=REPORT_COLUMNS)
+    rows = read_reports(root, told)
     named = {root / row["volume"] for row in rows.values() if row["volume"]}
     named |= {Path(os.path.realpath(path)) for path in named if "\0" not in str(path)}
     named = {Path(os.path.normpath(path)) for path in named} - {*root.parents}
@@ -130,11 +127,12 @@ def _of_folder(root: Path) -> tuple[list[Entry], list[Reject]]:
 
 
 def _places(root: Path) -> Iterator[Path]:
-    """Zips, links to folders, and folders that hold DICOM files themselves, at any depth."""
+    """Zips, links to folders, and folders that hold DICOM files themselves, at any depth; a DICOMDIR lists
+    such files and is none."""
     for name, folders, files in os.walk(root):
         yield from (path for sub in folders if (path := Path(name, sub)).is_symlink())
         yield from (Path(name, file) for file in files if file.lower().endswith(".zip"))
-        if any(_is_dicom(Path(name, file)) for file in files):
+        if any(_is_dicom(Path(name, file)) for file in files if file.upper() != "DICOMDIR"):
             yield Path(name)
 
 

@@ -5,14 +5,16 @@ by the environment alone: MU2_DICOMWEB_TOKEN (a bearer token), or MU2_DICOMWEB_U
 Messages name the server, never a UID or what a row asked for.
 """
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from mu2llm.data.tables import Row, RowError
+from mu2llm.volume.encoded import check_inflated
 
 SCHEMES = ("dicomweb+https://", "dicomweb+http://")
 COLUMNS = ("series_uid", "study_uid", "accession_number")
@@ -102,7 +104,8 @@ def find_series(root: str, row: Row) -> tuple[list[Remote], list[str]]:
 def objects(remote: Remote) -> Iterator[Any]:
     """Streams the objects of a series as pydicom datasets, as they are stored (compressed ones stay so).
 
-    Raises Interrupted when the stream breaks or ends early, RowError when the series is gone.
+    Raises Interrupted when the stream breaks or ends early, RowError when the series is gone or an object
+    would inflate to more than a slice has.
     """
     client = _client(remote.url)
     stored = (("application/dicom", "*"),)
@@ -111,6 +114,8 @@ def objects(remote: Remote) -> Iterator[Any]:
     while True:
         try:
             dataset = next(stream, None)
+        except RowError:
+            raise
         except Exception as error:  # a cut answer ends in the client's, urllib3's or pydicom's errors
             raise Interrupted(f"{_host(remote.url)}: the answer broke off ({type(error).__name__})") from None
         if dataset is None:
@@ -127,6 +132,8 @@ def _ask(root: str, request: Callable[[], Any]) -> Any:
 
     try:
         return request()
+    except RowError:
+        raise
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
@@ -158,7 +165,6 @@ def _host(root: str) -> str:
 def _client(root: str) -> Any:
     """A client with the environment's credentials; busy and failing servers are asked again with back-off."""
     import requests
-    from dicomweb_client.web import DICOMwebClient
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
 
@@ -182,9 +188,36 @@ def _client(root: str) -> Any:
     )
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=again))
-    client = DICOMwebClient(root.removeprefix("dicomweb+").rstrip("/"), session=session, timeout=TIMEOUT)
+    client = _guarded()(root.removeprefix("dicomweb+").rstrip("/"), session=session, timeout=TIMEOUT)
     client.set_http_retry_params(retry=False)
     return client
+
+
+@cache
+def _guarded() -> Any:
+    """The library's client, each object looked at before it is unpacked."""
+    from dicomweb_client.web import DICOMwebClient
+
+    class Guarded(DICOMwebClient):  # type: ignore[misc]
+        def _decode_multipart_message(self, response: Any, stream: bool) -> Iterator[bytes]:
+            for part in super()._decode_multipart_message(response, stream):
+                _check_object(part)
+                yield part
+
+        def _http_get(self, *words: Any, **more: Any) -> Any:
+            response = super()._http_get(*words, **more)
+            if response.headers.get("Content-Type", "").partition(";")[0].strip() == "application/dicom":
+                _check_object(response.content)  # one object, without parts around it
+            return response
+
+    return Guarded
+
+
+def _check_object(data: bytes) -> None:
+    try:
+        check_inflated(io.BytesIO(data))
+    except ValueError as error:
+        raise RowError(f"an object of it is no slice: {error}") from None
 
 
 def _bearer(request: Any, token: str) -> Any:

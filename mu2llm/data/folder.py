@@ -1,12 +1,12 @@
 """The folder dataset: a hospital's own CTs with a reports.csv beside them (docs/data.md)."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import get_args
 
 from mu2llm.data.records import Report, Split, Study
 from mu2llm.data.splits import spread
-from mu2llm.data.tables import Reject, Row, RowError, below, given, read_csv, reject
+from mu2llm.data.tables import Reject, Row, RowError, below, find_table, given, read_csv, reject
 
 REPORT_COLUMNS = ("volume", "report", "patient_id", "split", "findings", "impression", "region", "study_id")
 REGIONS = ("chest", "abdomen", "pelvis")
@@ -33,16 +33,16 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
     root = Path(root).resolve()
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder of CTs")
-    if not (root / "reports.csv").is_file():
+    if not find_table(root, "reports.csv").is_file():
         raise FileNotFoundError(
             f"{root}/reports.csv is missing: write one with the columns volume, report (and, if known, "
             f"{', '.join(REPORT_COLUMNS[2:])}), one CT a row; docs/data.md shows an example"
         )
     rejects: list[Reject] = []
-    rows = read_csv(root / "reports.csv", ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
+    rows = read_reports(root, rejects)
     stems = {number: Path(_bare(row["volume"])).name for number, row in rows.items()}
     several = len(set(stems.values())) != len({row["volume"] for row in rows.values()})
-    labels = _read_labels(root)
+    labels = _read_labels(root, rejects)
     studies: list[Study] = []
     seen: dict[str, int] = {}
     for number, row in rows.items():
@@ -63,6 +63,23 @@ def read_rows(root: str | Path) -> tuple[list[Study], list[Reject]]:
             studies.append(study)
     rejects += [reject(volume, 0, "labels.csv names it, reports.csv does not") for volume in labels]
     return studies, rejects
+
+
+def read_reports(root: Path, rejects: list[Reject]) -> dict[int, Row]:
+    """The rows of reports.csv, their volumes by the paths that `root` has them under."""
+    rows = read_csv(find_table(root, "reports.csv"), ("volume", "report"), rejects, any_case=REPORT_COLUMNS)
+    for row in rows.values():
+        row["volume"] = _path(root, row["volume"])
+    return rows
+
+
+def _path(root: Path, name: str) -> str:
+    """The path as a table gives it, from Windows too, without what does not matter: ./ and a slash behind."""
+    try:
+        name = name if (root / name).exists() else name.replace("\\", "/")
+    except (OSError, ValueError):  # no name of a file
+        return name
+    return PurePosixPath(name).as_posix() if name else ""
 
 
 def study_of_row(row: Row, name: str, volume: str) -> Study:
@@ -93,13 +110,13 @@ def study_of_row(row: Row, name: str, volume: str) -> Study:
     )
 
 
-def _read_labels(root: Path) -> dict[str, dict[str, int] | RowError]:
+def _read_labels(root: Path, rejects: list[Reject]) -> dict[str, dict[str, int] | RowError]:
     """labels.csv as {volume: {finding key: 0 or 1}}, or what is wrong with it; empty without the file."""
     labels: dict[str, dict[str, int] | RowError] = {}
-    if not (root / "labels.csv").is_file():
-        return labels
-    for number, row in read_csv(root / "labels.csv", ("volume",), any_case=("volume",)).items():
-        volume = row.pop("volume")
+    path = find_table(root, "labels.csv")
+    rows = read_csv(path, ("volume",), rejects, any_case=("volume",)) if path.is_file() else {}
+    for number, row in rows.items():
+        volume = _path(root, row.pop("volume"))
         wrong = [name for name, value in row.items() if value not in ("0", "1")]
         if volume in labels:
             labels[volume] = RowError(f"labels.csv, row {number}: the volume stands there twice")
@@ -114,4 +131,4 @@ def _read_labels(root: Path) -> dict[str, dict[str, int] | RowError]:
 
 def _bare(volume: str) -> str:
     """a/scan_7 of a/scan_7.nii.gz."""
-    return re.sub(r"\.(nii|nii\.gz|zip)$", "", volume, flags=re.IGNORECASE)
+    return re.sub(r"\.(nii|nii\.gz|zip)$", "", volume, flags=re.IGNORECASE).replace("\\", "_")

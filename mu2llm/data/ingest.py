@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,13 +18,15 @@ from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
 from mu2llm.data.dicom import read_dicom, remove_unused
 from mu2llm.data.dicomweb import is_server
+from mu2llm.data.earlier import check_earlier
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.pool import each
 from mu2llm.data.publish import publish, publish_rejects
 from mu2llm.data.records import Study, write_jsonl
 from mu2llm.data.splits import check_splits
-from mu2llm.data.tables import Reject, reject, tell_rejects
+from mu2llm.data.tables import Reject, find_table, reject, tell_rejects
+from mu2llm.storage.copies import refresh
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def ingest(
     root: a local folder, or s3://bucket/key, which is copied to `out/source` first; of "dicom" also a
         DICOMweb server, dicomweb+https://host/path. Of "dicom" only what was de-identified comes into `out`.
     out: a local folder, or s3://bucket/key, where all of it appears at the end. Volumes of stored values are
-        written into `out/volumes` in HU; others stay.
+        written into `out/volumes` in HU; others stay. What an earlier ingest of the same root left there is
+        replaced; where it was another root's, that is an error.
     seed: of the split by patient, where the dataset gives none.
     workers: processes that open volumes; all cores by default.
     scrub: whether names, dates, telephone numbers and ids are taken out of the reports; by default those of
@@ -110,14 +112,14 @@ def _ingest(
     allow_gaps: bool,
 ) -> dict[str, Any]:
     """`ingest` into a local folder, which messages call `shown`."""
+    if dataset == "dicom" and scrub is False:
+        raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
+    source = check_earlier(shown, dataset, root, reports, key_file)
     if dataset == "dicom":
-        if scrub is False:
-            raise ValueError("reports of the dicom dataset are always scrubbed; leave --scrub out")
         studies, rejects = read_dicom(
-            root, out, shown, seed=seed, workers=workers, key_file=key_file, reports=reports
+            root, out, seed=seed, workers=workers, key_file=key_file, reports=reports
         )
     else:
-        _refuse_deidentified(shown)
         if key_file is not None or reports is not None:
             raise ValueError(f'--key-file and --reports are for the "dicom" dataset, not for "{dataset}"')
         studies, rejects = _read(dataset, root, out, seed, dataset == "folder" if scrub is None else scrub)
@@ -128,7 +130,8 @@ def _ingest(
     write_jsonl(out / "rejects.jsonl", rejects)
     tell_rejects(rejects, f"{shown}/rejects.jsonl")
     if not studies:  # those of an earlier run name volumes that are no more
-        (out / "studies.jsonl").unlink(missing_ok=True)
+        for name in ("studies.jsonl", "ingest.json"):
+            (out / name).unlink(missing_ok=True)
         if dataset == "dicom":
             remove_unused(out / "volumes", [])
         raise ValueError(_nothing_left(root, shown, rejects))
@@ -137,7 +140,8 @@ def _ingest(
     write_jsonl(out / "studies.jsonl", studies)
     if dataset == "dicom":
         remove_unused(out / "volumes", studies)
-    summary = {"dataset": dataset, "seed": seed, "rejects": len(rejects), **_summary(studies)}
+    about: dict[str, Any] = {"dataset": dataset, "source": source, "seed": seed, "rejects": len(rejects)}
+    summary = about | _summary(studies)
     storage.write_bytes(out / "ingest.json", json.dumps(summary, ensure_ascii=False, indent=1).encode())
     for split, count in summary["splits"].items():
         if not count:
@@ -150,24 +154,15 @@ def _read(
     dataset: str, root: str | Path, out: Path, seed: int, scrub: bool
 ) -> tuple[list[Study], list[Reject]]:
     """What the dataset's reader finds below `root`, with scrubbed reports if so wanted."""
-    if storage.is_remote(root):  # of an earlier run: what was deleted in the store is no part of it any more
-        shutil.rmtree(out / "source" / str(root).rstrip("/").rpartition("/")[2], ignore_errors=True)
-    place = storage.fetch(root, out / "source")
+    place = refresh(root, out / "source")
     if not place.is_dir():
         raise FileNotFoundError(f"{place}: a file, not a folder with a dataset")
     studies, rejects = READERS[dataset](place, seed=seed)
     if scrub:
         privacy.scrub_all(studies, place, out)
         if "://" in str(root):
-            (place / "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
+            find_table(place, "reports.csv").unlink(missing_ok=True)  # the copy, whose texts are not scrubbed
     return studies, rejects
-
-
-def _refuse_deidentified(out: str) -> None:
-    """A dicom ingest's record of its key and of what was removed is not overwritten by another dataset's."""
-    before = f"{out}/{privacy.REPORT}"
-    if storage.exists(before) and "key" in json.loads(storage.read_bytes(before)):
-        raise ValueError(f"{out} holds a de-identified dicom ingest; give another folder")
 
 
 def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None:

@@ -1,7 +1,9 @@
 """Which CTs stand in several ingested datasets: the same voxels, whatever the file is called."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mu2llm import storage
@@ -13,7 +15,7 @@ log = logging.getLogger(__name__)
 def shared_volumes(ingested: list[str | Path]) -> dict[str, Any]:
     """Compares the studies of several ingests by the hash of their voxels, in RAS order.
 
-    ingested: two or more folders that ingest wrote, or their studies.jsonl.
+    ingested: two or more folders that ingest wrote, or their studies.jsonl, local or on S3.
     Returns {"studies": {file: how many}, "across_splits": how many shared volumes stand in two splits,
     "shared": [{"sha256", "studies": [{"dataset", "study_id", "split", "file"}]}]}; volumes that trained a
     model and test it come first. Cropped, resampled or re-scaled copies have other voxels and are not found.
@@ -23,25 +25,16 @@ def shared_volumes(ingested: list[str | Path]) -> dict[str, Any]:
         raise ValueError("give the folders of two ingests or more: within one, ingest itself finds doubles")
     holders: dict[str, list[dict[str, Any]]] = {}
     counts: dict[str, int] = {}
-    for place in map(storage.plain, ingested):
-        if storage.is_remote(place):
-            raise ValueError(f"{place}: overlap reads local folders; copy its studies.jsonl and give that")
-        path = Path(place) / "studies.jsonl" if Path(place).is_dir() else Path(place)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there: run data ingest first")
-        counts[str(path)] = 0
-        for study in read_jsonl(path, Study):
+    for place in map(str, map(storage.plain, ingested)):
+        folder = not place.endswith(".jsonl") if storage.is_remote(place) else Path(place).is_dir()
+        file = f"{place.rstrip('/')}/studies.jsonl" if folder else place
+        counts[file] = 0
+        for study in _studies(file):
             if "sha256" not in study.meta:
-                raise ValueError(f"{path}: study {study.study_id} has no hash of its voxels; ingest it again")
-            counts[str(path)] += 1
-            holders.setdefault(study.meta["sha256"], []).append(
-                {
-                    "dataset": study.dataset,
-                    "study_id": study.study_id,
-                    "split": study.split,
-                    "file": str(path),
-                }
-            )
+                raise ValueError(f"{file}: study {study.study_id} has no hash of its voxels; ingest it again")
+            counts[file] += 1
+            about = {"dataset": study.dataset, "study_id": study.study_id, "split": study.split, "file": file}
+            holders.setdefault(study.meta["sha256"], []).append(about)
     shared = [
         {"sha256": digest, "studies": studies} for digest, studies in holders.items() if len(studies) > 1
     ]
@@ -52,6 +45,15 @@ def shared_volumes(ingested: list[str | Path]) -> dict[str, Any]:
             "%d volumes stand in two splits: a model trained on both datasets has seen its test", across
         )
     return {"studies": counts, "across_splits": across, "shared": shared}
+
+
+def _studies(file: str) -> Iterator[Study]:
+    with TemporaryDirectory() as folder:
+        try:
+            path = storage.fetch(file, folder)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file} is not there: run data ingest first") from None
+        yield from read_jsonl(path, Study)
 
 
 def _splits(entry: dict[str, Any]) -> set[str]:

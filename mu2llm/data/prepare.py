@@ -35,8 +35,8 @@ def prepare_dataset(
     volumes that it had not finished. A volume that cannot be prepared is a line of `folder/rejects.jsonl`
     with its study and the reason; the others go on.
     Returns what `folder/prepare.json` holds: the settings, how many volumes were ready before, made now and
-    rejected, and the bytes of those that are there. Raises OSError when the disk is full, and ValueError for
-    settings that make no sense.
+    rejected, and the bytes of those that are there. Raises OSError when the disk is full, or when the object
+    store does not answer or refuses, and ValueError for settings that make no sense.
     """
     from tqdm import tqdm
 
@@ -87,6 +87,8 @@ def prepare_dataset(
 def _ready(store: FrameStore, volume: str) -> Path | None:
     try:
         return store.ready(volume)
+    except ConnectionError:
+        raise
     except (OSError, ValueError):  # what is wrong with it is told where it is made
         return None
 
@@ -100,7 +102,15 @@ def _attempt(store: FrameStore, volume: str) -> tuple[Path | None, bool, str]:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise
+        if isinstance(error, ConnectionError | PermissionError) and storage.is_remote(volume):
+            _ask_store(volume)
         return None, False, " ".join(str(error).removeprefix(f"{volume}: ").split())
+
+
+def _ask_store(volume: str) -> None:
+    """Raises OSError where the store gives nothing of this volume, not even its size: no other would come."""
+    with contextlib.suppress(FileNotFoundError):
+        storage.versions(volume)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mu2llm import storage
-from mu2llm.data.folder import REPORT_COLUMNS
+from mu2llm.data.folder import read_reports
 from mu2llm.data.pseudonyms import Pseudonyms
 from mu2llm.data.records import Study
-from mu2llm.data.tables import Reject, Row, read_csv
+from mu2llm.data.tables import Reject, Row, find_table
 from mu2llm.text.scrub import Known, scrub
 
 REPORT = "deidentification.json"
@@ -71,9 +71,8 @@ def scrub_study(study: Study, known: Known) -> Counter[str]:
 
 def scrub_all(studies: list[Study], root: Path, out: Path) -> None:
     """Scrubs the reports of a dataset in place, by the rows of its reports.csv where it has one."""
-    table = root / "reports.csv"
     told: list[Reject] = []  # by the dataset's reader already
-    rows = read_csv(table, ("volume", "report"), told, any_case=REPORT_COLUMNS) if table.is_file() else {}
+    rows = read_reports(root, told) if find_table(root, "reports.csv").is_file() else {}
     counts: Counter[str] = Counter()
     for study in studies:
         row = rows[study.meta["row"]] if rows else {}

@@ -33,6 +33,10 @@ class Pseudonyms:
         """A UID below 2.25, the arc of UUIDs (PS3.5 B.2)."""
         return f"2.25.{uuid.UUID(bytes=self._digest('uid', uid)[:16], version=5).int}"
 
+    def source(self, place: str) -> str:
+        """16 hexadecimal digits that tell one place of data from another."""
+        return self._digest("source", place).hex()[:16]
+
     @property
     def fingerprint(self) -> str:
         """Tells one key from another, and gives neither away."""

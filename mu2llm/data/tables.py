@@ -1,10 +1,12 @@
 """What the readers of datasets share: tables and lists from disk, words for "nothing", and rejected rows."""
 
+import codecs
 import csv
 import io
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,46 +83,63 @@ def _links(folder: Path) -> Iterator[Path]:
         yield from (path for name in (*folders, *files) if (path := Path(place, name)).is_symlink())
 
 
-def read_csv(
-    path: Path,
-    needed: tuple[str, ...],
-    rejects: list[Reject] | None = None,
-    *,
-    any_case: tuple[str, ...] = (),
-) -> dict[int, Row]:
-    """All rows by their number, with trimmed values, separated by commas or semicolons.
+def find_table(root: Path, name: str) -> Path:
+    """The table `name` of a folder, or the only one there of that name in other letters, as REPORTS.CSV."""
+    if (root / name).is_file() or not root.is_dir():
+        return root / name
+    others = [path for path in root.iterdir() if path.name.lower() == name and path.is_file()]
+    return others[0] if len(others) == 1 else root / name
 
-    needed: columns that must be there. rejects: takes the rows with more fields than columns; without it one
-    is an error. any_case: columns that are also taken when their name is written with capitals. Raises
-    ValueError naming the file and line when it cannot be read as a table with them.
+
+def read_csv(
+    path: Path, needed: tuple[str, ...], rejects: list[Reject], *, any_case: tuple[str, ...] = ()
+) -> dict[int, Row]:
+    """All rows by their number, with trimmed values, separated by commas, semicolons or tabs.
+
+    needed: columns that must be there.
+    rejects: takes the rows with more fields than columns. Cells that a row lacks at its end are empty, as
+        Excel leaves them out.
+    any_case: columns that are also taken when their name is written with capitals.
+    Raises ValueError naming the file and line when it cannot be read as a table with the needed columns.
     """
     text = read_text(path)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a report may be as long as it likes
-    header = text.partition("\n")[0]
-    delimiter = ";" if ";" in header and "," not in header else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    readers = [csv.DictReader(io.StringIO(text, newline=""), delimiter=d, strict=True) for d in ",;\t"]
+    fits = (reader for reader in readers if {*needed} <= {*_columns(reader, any_case).values()})
+    reader = next(fits, readers[0])
+    names = _columns(reader, any_case)
     try:
         rows = list(reader)
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: {error}; quote texts that hold commas") from error
-    names = {name: name.strip() for name in reader.fieldnames or () if name.strip()}
-    names |= {name: key.lower() for name, key in names.items() if key.lower() in any_case}
     missing = [name for name in needed if name not in names.values()]
     if missing:
         raise ValueError(
             f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(needed)} and has "
             f"{', '.join(names.values()) or 'none'}"
         )
+    counts = Counter(names[name] for name in reader.fieldnames or () if name in names)
+    for name in (*needed, *any_case):
+        if counts[name] > 1:
+            raise ValueError(f"{path} has {counts[name]} columns {name}; rename all but one")
     found: dict[int, Row] = {}
     for at, row in enumerate(rows, 2):
-        if all(key is not None for key in row):
+        if None in row:
+            reason = f"more fields than {path.name} has columns; quote texts that hold commas"
+            rejects.append(reject(path.name, at, reason))
+        else:
             found[at] = {key: (row[name] or "").strip() for name, key in names.items()}
-            continue
-        reason = "more fields than columns; quote texts that hold commas"
-        if rejects is None:
-            raise ValueError(f"{path}, row {at}: {reason}")
-        rejects.append(reject(path.name, at, reason))
     return found
+
+
+def _columns(reader: csv.DictReader, any_case: tuple[str, ...]) -> dict[str, str]:
+    """The columns as the header writes them, and by which name they go; none of a header that is no row."""
+    try:
+        written = [name for name in reader.fieldnames or () if name.strip()]
+    except csv.Error:
+        return {}
+    names = {name: name.strip() for name in written}
+    return names | {name: key.lower() for name, key in names.items() if key.lower() in any_case}
 
 
 def by_volume(rows: dict[int, Row], key: str) -> dict[str, Row | RowError]:
@@ -144,8 +163,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 text, with or without a byte order mark."""
+    """A whole UTF-8 text, with or without a byte order mark, or UTF-16 with one; lines end in a line feed."""
+    data = path.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

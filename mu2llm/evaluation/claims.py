@@ -21,10 +21,28 @@ KINDS = {
 # What a lesion is read as; told by one report only, it is misjudged.
 READINGS = {"metastasis": "metastatic", "malignancy": "malignant"}
 
+# What is a sign of which diseases: where both reports name the disease, the sign is a detail of it.
+SIGNS = {
+    "appendix enlargement": {"appendicitis"},
+    "bowel dilatation": {"bowel obstruction"},
+    "pancreatic enlargement": {"pancreatitis"},
+    "gallbladder wall thickening": {"cholecystitis"},
+    "gallbladder distension": {"cholecystitis"},
+    "bowel wall thickening": {"colitis"},
+    "consolidation": {"pneumonia"},
+    "honeycombing": {"interstitial lung disease"},
+    "fat stranding": {
+        *("appendicitis", "diverticulitis", "pancreatitis", "cholecystitis", "pyelonephritis", "colitis"),
+    },
+}
+
 
 @dataclass(frozen=True)
 class Claim:
-    """One finding that a report states as present or uncertain, with all its mentions."""
+    """One finding that a report states as present or uncertain, with all its mentions.
+
+    `beside` holds the sides that its sentences state of other findings.
+    """
 
     entity: str
     status: str
@@ -35,6 +53,7 @@ class Claim:
     attributes: frozenset[str]
     comparison: str
     mentions: tuple[Finding, ...] = field(compare=False)
+    beside: frozenset[str] = field(compare=False, default=frozenset())
 
     @property
     def order(self) -> tuple:
@@ -68,7 +87,11 @@ def asserted(finding: Finding) -> bool:
 
 def claims(findings: Iterable[Finding]) -> list[Claim]:
     """What one report says is there, mentions merged; the order of sentences is lost."""
-    single = [claim for finding in _read(findings) for claim in _sided(finding)]
+    read = _read(findings)
+    beside: dict[int, set[str]] = {}
+    for finding in read:
+        beside.setdefault(finding.start, set()).update(_sides(finding.side))
+    single = [claim for finding in read for claim in _sided(finding, frozenset(beside[finding.start]))]
     # The fullest mention first: the impression's "pleural effusion" joins "small left pleural effusion".
     single.sort(key=lambda c: (-_details(c), c.order))
     merged: list[Claim] = []
@@ -84,45 +107,83 @@ def claims(findings: Iterable[Finding]) -> list[Claim]:
 
 def _read(findings: Iterable[Finding]) -> list[Finding]:
     """What is there; "a lesion in the liver, consistent with a cyst" is a cyst, and "likely a metastasis" a
-    character of the lesion that its sentence names."""
-    there = _specified([finding for finding in findings if asserted(finding)])
+    character of the lesion that its sentence names; "consolidation in the left lung, likely pneumonia" is
+    pneumonia of the left lung."""
+    there = _placed(_specified([finding for finding in findings if asserted(finding)]))
     lesions = {finding.start for finding in there if finding.entity.endswith(_LESIONS)}
     readings = {(f.start, READINGS[f.entity]) for f in there if f.entity in READINGS and f.start in lesions}
+    readings |= {
+        (f.start, told)
+        for f in there
+        if f.entity.endswith(_LESIONS)
+        for told in set(f.attributes).intersection(READINGS.values())
+    }
     read: list[Finding] = []
     for finding in there:
         if finding.entity in READINGS and finding.start in lesions:
             continue
         if finding.entity.endswith(_LESIONS):
             added = sorted(name for start, name in readings if start == finding.start)
-            finding = replace(finding, attributes=(*finding.attributes, *added))
+            attributes = tuple(dict.fromkeys((*finding.attributes, *added)))
+            finding = replace(finding, attributes=attributes)
         read.append(finding)
     return read
 
 
 def _specified(there: list[Finding]) -> list[Finding]:
-    kinds = {
-        (f.start, KINDS[f.entity]): f.entity
+    places = {(f.start, f.entity): (f.location, f.sizes_mm) for f in there}
+    kinds = {  # a kind has no place and size of its own, or is told with those of its lesion
+        (f.start, KINDS[f.entity]): f
         for f in there
-        if f.entity in KINDS and not (f.location or f.sizes_mm)
+        if f.entity in KINDS
+        and (f.location, f.sizes_mm) in (("", ()), places.get((f.start, KINDS[f.entity])))
     }
     lesions = {(f.start, f.entity) for f in there}
-    return [
-        replace(f, entity=kinds.get((f.start, f.entity), f.entity))
-        for f in there
-        if (f.start, KINDS.get(f.entity)) not in lesions.intersection(kinds)
-    ]
+    specified = []
+    for finding in there:
+        if (finding.start, KINDS.get(finding.entity)) in lesions.intersection(kinds):
+            continue
+        if kind := kinds.get((finding.start, finding.entity)):
+            comparison = finding.comparison or kind.comparison
+            finding = replace(finding, entity=kind.entity, comparison=comparison)
+        specified.append(finding)
+    return specified
+
+
+def _placed(there: list[Finding]) -> list[Finding]:
+    """A disease without a place lies where its sign in the same sentence does, and what the sentence compares
+    it compares of both."""
+    placed = []
+    for finding in there:
+        beside = [f for f in there if f.start == finding.start]
+        signs = [f for f in beside if finding.entity in SIGNS.get(f.entity, ())]
+        diseases = [f for f in beside if f.entity in SIGNS.get(finding.entity, ())]
+        if signs and not finding.side and not finding.location:
+            finding = replace(finding, side=signs[0].side, location=signs[0].location)
+        told = [f.comparison for f in (finding, *signs, *diseases) if f.comparison]
+        placed.append(replace(finding, comparison=told[0]) if told else finding)
+    return placed
 
 
 _LESIONS = ("lesion", "mass", "nodule")
 
 
-def _sided(finding: Finding) -> list[Claim]:
-    place = set(finding.location.split()) - _NO_PLACE - set(finding.entity.split())
-    place |= {larger for part, larger in _WITHIN.items() if part in place}
-    sides = ("left", "right") if finding.side == "bilateral" else (finding.side,)
-    if not lexicon().entities[finding.entity].get("sided"):
+def _sides(side: str) -> tuple[str, ...]:
+    return ("left", "right") if side == "bilateral" else (side,)
+
+
+def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
+    words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
+    if "segment" in words and "superior" in words:
+        words = words - {"superior"} | {"6"}  # of the lung's lower lobe
+    place = words - _NO_PLACE - set(finding.entity.split())
+    facts = lexicon().entities[finding.entity]
+    within = _WITHIN | _SEGMENTS.get(facts["organ"], {})
+    place |= {larger for part, larger in within.items() if part in place}
+    sides = _sides(finding.side)
+    if not facts.get("sided"):
         # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
-        place |= {finding.side} - {"", "bilateral"}
+        place |= {finding.side, *finding.location.split()} & {"left", "right"}
         sides = ("",)
     return [
         Claim(
@@ -135,6 +196,7 @@ def _sided(finding: Finding) -> list[Claim]:
             frozenset(finding.attributes),
             finding.comparison,
             (finding,),
+            beside,
         )
         for side in sides
     ]
@@ -142,6 +204,12 @@ def _sided(finding: Finding) -> list[Claim]:
 
 _NO_PLACE = {"left", "right", "bilateral", "both", "and", "lobe", "lobes", "lung", "lungs"}
 _WITHIN = {"lingula": "upper", "apex": "upper", "base": "lower"}
+# In which lobe a numbered segment lies: of the liver left or right, of the lung upper or lower.
+_SEGMENTS = {
+    "liver": {**dict.fromkeys("234", "left"), **dict.fromkeys("5678", "right")},
+    "lungs": {**dict.fromkeys("123", "upper"), **dict.fromkeys(("6", "7", "8", "9", "10"), "lower")},
+}
+_SAME_PLACE = {"bases": "base", "apices": "apex"}
 
 
 def _details(claim: Claim) -> int:
@@ -175,4 +243,5 @@ def _merge(first: Claim, second: Claim) -> Claim:
         first.attributes | second.attributes,
         first.comparison or second.comparison,
         first.mentions + second.mentions,
+        first.beside | second.beside,
     )

@@ -23,6 +23,7 @@ def compare(
     """GREEN of evaluation b less that of evaluation a over the studies that both have scored, with the paired
     bootstrap's 95 % interval over patients. Each argument is an evaluation's folder or evaluation.json.
 
+    `judge_settings_differ` names the settings of the judge, such as its rules, that are not the same in both.
     `studies_needed_for` tells for each of `differences` how many studies like these would show it, were it
     the true one (`metrics.paired_difference`). Studies that one side lacks or could not score are
     `left_out`. Raises `ValueError` for two judges, or where no study is shared.
@@ -50,10 +51,18 @@ def compare(
         "patients": len(set(patients)),
         "left_out": len({*rows_a, *rows_b}) - len(shared),
         "judge": first["judge"],
+        "judge_settings_differ": sorted(
+            {name for name, _ in _settings(first) ^ _settings(second)} - {"folder", "url"}
+        ),
         "green_a": float(a.mean()),
         "green_b": float(b.mean()),
         **metrics.paired_difference(a, b, patients, differences, resamples=resamples, seed=seed),
     }
+
+
+def _settings(evaluation: dict[str, Any]) -> set[tuple[str, str]]:
+    """The judge's settings, each a name and its value as text."""
+    return {(name, str(value)) for name, value in evaluation.get("judge_settings", {}).items()}
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Evaluation of one model on held-out studies: drafts, floors, metrics with intervals, JSON and a page."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from mu2llm.evaluation.compare import compare
 from mu2llm.evaluation.drafts import Mode, draft_with_floors, load
 from mu2llm.evaluation.judges import Judge, Judgement, find_judge
 from mu2llm.evaluation.lengths import length_bias, length_statistics
+from mu2llm.evaluation.similarity import encoder_layer
 
 __all__ = ["compare", "evaluate", "find_judge"]
 
@@ -49,7 +51,8 @@ def evaluate(
     studies of the split. A finding counts in a macro-F1 when at least `min_positives` studies truly have it.
     `cases` is how many studies the page shows with pictures.
     Intervals are 95 % percentiles of `resamples` bootstrap resamples over patients. `cache` is a folder of
-    prepared frames, written if it is not there: worth its disk when the same volumes are drafted again.
+    prepared frames, written if it is not there: worth its disk when the same volumes are drafted again; by
+    default `frames` beside `studies` where `mu2 data prepare` or training left that.
     `bertscore` is the folder of an encoder, and `preferences` the file of pairs that the model was trained
     on, so that the result names the judge that ranked them too.
     Raises `ValueError` when the split holds no study, or no other patient for the shuffled floor.
@@ -60,7 +63,11 @@ def evaluate(
     chosen = [study for study in read_jsonl(studies, Study) if study.split == split][:limit]
     if not chosen:
         raise ValueError(f"{studies} holds no study of the split {split!r}: choose a split that it has")
+    if bertscore and isinstance(lack := encoder_layer(bertscore), str):
+        print(f"evaluate: {lack}", flush=True)  # before the long work, not only in its result
     loaded = load(model)
+    beside = Path(studies).parent / "frames"
+    cache = cache or (beside if beside.is_dir() and os.access(beside, os.W_OK) else None)
     frames = FrameCache([study.volume for study in chosen], loaded.processor, cache) if cache else None
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
     drafts = draft_with_floors(loaded, chosen, cache=frames, **options)

@@ -3,7 +3,7 @@
 In a plain batch every row waits for the longest. Here the batch stays full while there are prompts: their
 volumes are encoded and their prompts read a batch at a time, and each goes to where a row has ended. What is
 written does not hang on the company: it is the most likely token at each step, as `generate` writes it with
-`do_sample=False` and a plain generation configuration.
+`do_sample=False`. A generation configuration that makes `generate` choose otherwise is refused.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
+
+# What a generation configuration may set that changes a greedy draft, and that batches of drafts do not do.
+NOT_FOLLOWED = (
+    *("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "num_beams", "dola_layers"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
+    *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "stop_strings", "max_time"),
+    "watermarking_config",
+)
+_PLAIN = {"repetition_penalty": 1, "encoder_repetition_penalty": 1, "guidance_scale": 1, "num_beams": 1}
+
+
+def check_followed(settings: Any) -> None:
+    """Raises `ValueError` where a generation configuration asks for what batches of drafts do not do."""
+    strange = [
+        f"{name} = {value}"
+        for name in NOT_FOLLOWED
+        if (value := getattr(settings, name, None)) and value != _PLAIN.get(name)
+    ]
+    if strange:
+        raise ValueError(
+            f"generation_config.json sets {', '.join(strange)}, which batches of drafts cannot follow: "
+            "take it out of the model's folder"
+        )
 
 
 @dataclass
@@ -74,7 +98,9 @@ def write(
 
     `batches` are what the processor makes of volumes and questions; prompts are numbered through them from 0.
     As many are written at once as the first batch holds; the next is asked for when a row is free.
+    Raises `ValueError` for a generation configuration that is not followed.
     """
+    check_followed(model.generation_config)
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     read = _read_all(model, batches)

@@ -217,7 +217,7 @@ def _strict_matched(body: str) -> int:
     if not found:
         raise _Refused("malformed", f"[{MATCHED}] does not start with a count and a full stop")
     number, texts = int(found[1]), (found[2] or "").strip()
-    if re.search(r"\n\s*\d+\.\s", texts):
+    if re.search(r"\n\s*\d+\.\s", texts) or (number == 1 and re.search(r"\s2\.\s+\D", texts)):
         raise _Refused("malformed", f"[{MATCHED}] is a numbered list, not a count")
     items = texts.count(";") + 1 if texts else 0
     if items < number and not texts.endswith("."):

@@ -7,12 +7,13 @@ extracts the findings of both reports (`mu2llm.text.findings`), matches them (`m
 writes GREEN's format, and takes its counts from the strict parser as every judge does.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from mu2llm import __version__
 from mu2llm.evaluation import green
@@ -45,12 +46,32 @@ class RulesJudge:
     """GREEN by rules: deterministic, free of the order of sentences, thousands of pairs a second."""
 
     name = "rules"
-    settings: ClassVar[dict[str, Any]] = {"kind": "rules", "version": __version__}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an evaluation records of its judge; `rules` changes with any rule or word of the lists."""
+        return {"kind": "rules", "version": __version__, "rules": _digest()}
 
     def score(self, references: Sequence[str], candidates: Sequence[str]) -> list[Judgement]:
         """One judgement per pair, in order. Raises `ValueError` where the lists differ in length."""
         check_pairs(references, candidates)
         return [_judge(r, c) for r, c in zip(references, candidates, strict=True)]
+
+
+_RULES = (
+    *("text/entities.yaml", "text/context.yaml", "text/chinese.yaml", "text/chinese.py", "text/clauses.py"),
+    *("text/findings.py", "text/mentions.py", "text/normals.py", "text/qualities.py", "text/sentences.py"),
+    *("text/words.py", "evaluation/claims.py", "evaluation/matching.py", "evaluation/judges.py"),
+)
+
+
+@cache
+def _digest() -> str:
+    """Eight digits of the SHA-256 of the word lists and of the code that reads and matches findings."""
+    house, whole = Path(__file__).parents[1], hashlib.sha256()
+    for name in _RULES:
+        whole.update((house / name).read_bytes())
+    return whole.hexdigest()[:8]
 
 
 def check_pairs(references: Sequence[str], candidates: Sequence[str]) -> None:

@@ -66,6 +66,10 @@ def comparison(found: dict[str, Any]) -> str:
             needed.append((f"{abs(found['difference']):.3f} (as measured)", found["studies_needed"]))
         lines += ["", "difference  studies that would show it"]
         lines += [f"{size:>10}  {count}" for size, count in needed]
+    if differ := found["judge_settings_differ"]:
+        lines.append(
+            f"the judge's settings differ ({', '.join(differ)}), and so may what it says: evaluate both alike"
+        )
     if found["left_out"]:
         lines.append(f"left out: {found['left_out']} studies that one side lacks or could not score")
     return "\n".join(lines)

@@ -55,23 +55,31 @@ def bertscore(
     """BERTScore F1 per pair: (N,) float; no idf weights, not rescaled. An empty text scores 0.
 
     `model` is the folder of an encoder (roberta-large in most papers), `layer` whose output is compared; by
-    default the one of `LAYERS`. Texts are cut at the encoder's length. Raises `ValueError` for an encoder of
-    no known layer.
+    default the one of `LAYERS`. Texts are cut at the encoder's length.
     """
+    known = encoder_layer(model) if layer is None else layer
+    if isinstance(known, str):
+        return known
+    assert model is not None
+    vectors = _Vectors(Path(model), known, batch_size).of([*references, *drafts])
+    return np.array([_greedy_f1(vectors[r], vectors[d]) for r, d in zip(references, drafts, strict=True)])
+
+
+def encoder_layer(model: str | Path | None) -> int | str:
+    """The layer that BERTScore compares of the encoder in a folder, or what is wrong with the folder."""
     if model is None:
         return "not available: BERTScore needs an encoder; download roberta-large and name its folder"
-    if not any(Path(model).glob("*.safetensors")):
-        return f"not available: BERTScore found no safetensors in {model}; download roberta-large into it"
-    if layer is None:
-        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-        depth = config.get("num_hidden_layers", config.get("n_layers"))
-        layer = LAYERS.get((config["model_type"], depth))
-        if layer is None:
-            raise ValueError(
-                f"{model}: no layer is known for {config['model_type']} of {depth} layers: give one"
-            )
-    vectors = _Vectors(Path(model), layer, batch_size).of([*references, *drafts])
-    return np.array([_greedy_f1(vectors[r], vectors[d]) for r, d in zip(references, drafts, strict=True)])
+    folder = Path(model)
+    lacking = next((f for f in ("*.safetensors", "config.json") if not any(folder.glob(f))), "")
+    if lacking:
+        what = lacking.removeprefix("*.")
+        return f"not available: BERTScore found no {what} in {model}; download roberta-large into it"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind, depth = config.get("model_type"), config.get("num_hidden_layers", config.get("n_layers"))
+    known = ", ".join(f"{family} of {layers}" for family, layers in LAYERS)
+    return LAYERS.get((kind, depth)) or (
+        f"not available: BERTScore knows no layer for {kind} of {depth} layers ({model}); it does for {known}"
+    )
 
 
 def _greedy_f1(reference: tuple, draft: tuple) -> float:

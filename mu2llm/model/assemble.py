@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from mu2llm.model.configuration import Mu2Config
 from mu2llm.model.convert import FRAMES, load_vision_tower
@@ -16,6 +16,8 @@ from mu2llm.model.load import load_whole
 from mu2llm.model.modeling import Mu2ForConditionalGeneration
 from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
 from mu2llm.model.weights import read_config
+from mu2llm.volume import PLAIN_WINDOW
+from mu2llm.volume.frames import Window
 
 FRESH = ("vision_tower", "projector", "refiner", "aggregator")
 
@@ -25,6 +27,8 @@ def assemble(
     *,
     vision: str | Path | None = None,
     mode: Literal["published", "hu"] | None = None,
+    window: Window = PLAIN_WINDOW,
+    crop_to_body: bool = True,
     frames: int = FRAMES,
     max_length: int = 1024,
     seed: int = 0,
@@ -38,13 +42,24 @@ def assemble(
         vision: M3D-CLIP's `pretrained_ViT.bin`; without it the tower is random too.
         mode: how volumes are prepared (`mu2llm.volume.prepare_frames`); "published" where `vision` is given,
             because M3D-CLIP was trained on grey values scaled per volume, else "hu".
+        window, crop_to_body: of mode "hu", as there.
         frames: how many frames a volume has.
         max_length: of a training sample in tokens, visual ones included.
         seed: of what is random.
         sizes: of `Mu2Config`; published ones where not given.
     """
     decoder = Path(decoder)
-    read_config(decoder)  # a folder that is none is named before anything is loaded
+    kind = str(read_config(decoder).get("model_type"))
+    if kind == Mu2Config.model_type:
+        raise ValueError(
+            f"{decoder} holds a whole μ²LLM, which needs no assembling: train from that folder, or name the "
+            "folder of a causal language model alone"
+        )
+    if kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{decoder} holds a {kind!r}, which transformers knows as no causal language model: name a "
+            "decoder's folder; a published μ²LLM is whole and needs `mu2 convert`"
+        )
     tokenizer = AutoTokenizer.from_pretrained(decoder)
     tokenizer.add_special_tokens({"extra_special_tokens": [PLACEHOLDER]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token_id is None:
@@ -74,6 +89,8 @@ def assemble(
         size=size,
         depth=frames * slices,
         frame_slices=slices,
+        window=window,
+        crop_to_body=crop_to_body,
         max_length=max_length,
     )
     return model.eval(), processor

@@ -27,6 +27,8 @@ class Attention(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of {num_heads} heads")
+        if position == "rotary" and width // num_heads % 2:
+            raise ValueError(f"position='rotary' turns pairs: heads of {width // num_heads} have an odd one")
         self.num_heads = num_heads
         self.position = position
         self.max_distance = max_distance

@@ -1,8 +1,9 @@
 """The configuration of μ²LLM: vision tower, projector, μ²Tokenizer and the decoder's own configuration."""
 
+import math
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 POSITIONS = ("relative", "rotary", "none")
 SELECTIONS = ("soft", "hard")
@@ -14,6 +15,29 @@ def _check_counts(least: int = 1, **settings: int) -> None:
     for name, value in settings.items():
         if type(value) is not int or value < least:
             raise ValueError(f"{name}={value!r} is not a whole number from {least} on")
+
+
+def _check_numbers(above: float = -math.inf, **settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not (isinstance(value, int | float) and above < value < math.inf):
+            least = "" if above == -math.inf else f" above {above:g}"
+            raise ValueError(f"{name}={value!r} is not a number{least}")
+
+
+def _text_config(given: PretrainedConfig | dict) -> PretrainedConfig:
+    """The decoder's configuration, of any language model that transformers knows."""
+    if isinstance(given, dict):
+        if given.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(f"text_config: transformers knows no model_type {given.get('model_type')!r}")
+        try:
+            given = AutoConfig.for_model(**given)
+        except Exception as error:  # transformers checks each setting in its own way
+            raise ValueError(f"text_config: {' '.join(str(error).split())}") from None
+    if not hasattr(given, "vocab_size"):
+        raise ValueError(
+            f"text_config: a {given.model_type!r} writes no text: give a causal language model's"
+        )
+    return given
 
 
 class Mu2VisionConfig(PretrainedConfig):
@@ -39,15 +63,18 @@ class Mu2VisionConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         for name, size in (("image_size", image_size), ("patch_size", patch_size)):
-            if len(size) != 3:
+            if not isinstance(size, list | tuple) or len(size) != 3:
                 raise ValueError(f"{name}={size!r} is not (slices, rows, columns)")
-            _check_counts(**{name: min(size)})
+            for count in size:
+                _check_counts(**{name: count})
         _check_counts(
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
             num_attention_heads=num_attention_heads,
             intermediate_size=intermediate_size,
         )
+        _check_numbers(image_mean=image_mean)
+        _check_numbers(above=0, image_std=image_std)
         for name, image, patch in zip(("slices", "rows", "columns"), image_size, patch_size, strict=True):
             if image % patch:
                 raise ValueError(f"image_size: {image} {name} are not a multiple of the patch's {patch}")
@@ -135,14 +162,19 @@ class Mu2Config(PretrainedConfig):
         _check_counts(
             least=0, num_refiner_layers=num_refiner_layers, num_aggregator_layers=num_aggregator_layers
         )
+        _check_numbers(above=0, query_std=query_std, selection_std=selection_std)
         if isinstance(vision_config, dict):
             vision_config = Mu2VisionConfig(**vision_config)
         self.vision_config = vision_config or Mu2VisionConfig()
         if min(self.vision_config.grid) < pooling_size:
             raise ValueError(f"pooling_size={pooling_size}: a frame has {self.vision_config.grid} patches")
-        if isinstance(text_config, dict):
-            text_config = AutoConfig.for_model(**text_config)
-        self.text_config = text_config or AutoConfig.for_model("llama")
+        self.text_config = _text_config(text_config or {"model_type": "llama"})
+        words = self.text_config.vocab_size
+        if image_token_id is not None and not (type(image_token_id) is int and 0 <= image_token_id < words):
+            raise ValueError(
+                f"image_token_id={image_token_id!r}: the decoder has {words} tokens; give the id of the "
+                "placeholder (mu2 convert: --volume-token-id)"
+            )
         self.pooling_size = pooling_size
         self.num_refiner_layers = num_refiner_layers
         self.num_aggregator_layers = num_aggregator_layers

@@ -10,7 +10,15 @@ from mu2llm.model.configuration import Mu2Config
 from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
 from mu2llm.model.published import TOWER, UNUSED, check_tensors, check_whole, rename, translate_config
 from mu2llm.model.vision import VisionTower
-from mu2llm.model.weights import SAFETENSORS, read_config, read_file, read_tensors, write_tensors
+from mu2llm.model.weights import (
+    SAFETENSORS,
+    follow_umask,
+    read_config,
+    read_file,
+    read_tensors,
+    write_tensors,
+)
+from mu2llm.storage import whole_folder
 
 FRAMES = 8  # of a published volume; the weights take any number
 UNUSED_FILE = "published_unused.safetensors"
@@ -20,35 +28,39 @@ TEXT_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", 
 
 
 def convert(source: str | Path, target: str | Path, *, image_token_id: int | None = None) -> None:
-    """Reads a published checkpoint folder and writes ours; where it has a tokenizer, a processor as well.
+    """Reads a published checkpoint folder and writes ours, whole or not at all; where it has a tokenizer, a
+    processor as well.
 
     `image_token_id` is the placeholder's id; by default the tokenizer's `<im_patch>`. A missing, unexpected
     or mis-shaped tensor raises `ValueError` with its name.
     """
     source, target = _apart(source, target)
+    with whole_folder(target) as folder:
+        _convert(source, folder, image_token_id)
+
+
+def _convert(source: Path, target: Path, image_token_id: int | None) -> None:
     published = read_config(source)
+    if published.get("model_type") == Mu2Config.model_type:
+        raise ValueError(f"{source} is in our layout already: give --reverse to have the published one back")
     tensors = {rename(name): tensor for name, tensor in read_tensors(source).items()}
     unused = {name: tensors.pop(name) for name in list(tensors) if UNUSED.match(name)}
     tokenizer = _tokenizer(source)
     if image_token_id is None:
         image_token_id = _placeholder(source, tokenizer)
     config = translate_config(published, tensors, image_token_id)
-    if not 0 <= image_token_id < config.text_config.vocab_size:
-        raise ValueError(
-            f"--volume-token-id {image_token_id}: the decoder has {config.text_config.vocab_size} tokens"
-        )
     check_whole(config, tensors, unused)
     processor = _processor(source, tokenizer, config) if tokenizer else None
     config.architectures = ["Mu2ForConditionalGeneration"]
     config.dtype = tensors["projector.fc1.weight"].dtype
-    target.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(target)
     write_tensors(tensors, target / SAFETENSORS)
     write_tensors(unused, target / UNUSED_FILE)
-    shutil.copy(source / "config.json", target / CONFIG_FILE)
+    shutil.copyfile(source / "config.json", target / CONFIG_FILE)
     _copy_texts(source, target)
     if processor:
         processor.save_pretrained(target)
+    follow_umask(target)
 
 
 def _processor(source: Path, tokenizer: PreTrainedTokenizerBase, config: Mu2Config) -> Mu2Processor:
@@ -83,27 +95,24 @@ def revert(source: str | Path, target: str | Path) -> None:
     read_config(source)
     tensors, unused = read_tensors(source), read_file(source / UNUSED_FILE)
     check_whole(Mu2Config.from_pretrained(source), tensors, unused)
-    target.mkdir(parents=True, exist_ok=True)
     renamed = {rename(name, reverse=True): tensor for name, tensor in (tensors | unused).items()}
-    write_tensors(renamed, target / SAFETENSORS)
-    shutil.copy(source / CONFIG_FILE, target / "config.json")
-    _copy_texts(source, target)
+    with whole_folder(target) as folder:
+        write_tensors(renamed, folder / SAFETENSORS)
+        shutil.copyfile(source / CONFIG_FILE, folder / "config.json")
+        _copy_texts(source, folder)
+        follow_umask(folder)
 
 
 def _apart(source: str | Path, target: str | Path) -> tuple[Path, Path]:
     if Path(source).resolve() == Path(target).resolve():
         raise ValueError(f"{source}: source and target are one folder; give another to write to")
-    if Path(target).is_dir() and any(Path(target).iterdir()):
-        raise ValueError(
-            f"{target} is not empty: what lies there would mix with the checkpoint; name another"
-        )
     return Path(source), Path(target)
 
 
 def _copy_texts(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and file.name.startswith(TEXT_FILES):
-            shutil.copy(file, target)
+            shutil.copyfile(file, target / file.name)
 
 
 def load_vision_tower(tower: VisionTower, path: str | Path) -> None:
@@ -115,9 +124,19 @@ def load_vision_tower(tower: VisionTower, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no vision weights at {path}: expected M3D-CLIP's pretrained_ViT.bin")
-    tensors = {rename(TOWER + name): tensor for name, tensor in read_file(path).items()}
+    found = read_file(path)
+    tensors = {rename(TOWER + name): tensor for name, tensor in found.items()}
     ours = {f"vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
-    check_tensors(ours, tensors)
+    if ours.keys().isdisjoint(tensors):
+        own = rename(next(iter(ours)), reverse=True).removeprefix(TOWER)
+        raise ValueError(
+            f"{path} holds no tensor of a 3D ViT under its name in M3D-CLIP, such as {own!r}, but "
+            f"{next(iter(found), 'none')!r}: give M3D-CLIP's pretrained_ViT.bin, or rename its tensors"
+        )
+    try:
+        check_tensors(ours, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     tower.load_state_dict({name.removeprefix("vision_tower."): tensor for name, tensor in tensors.items()})
 
 

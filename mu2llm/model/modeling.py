@@ -5,6 +5,7 @@ stand at the placeholders of `input_ids`.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Cache,
-    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -23,11 +23,13 @@ from mu2llm.model.aggregator import Aggregator
 from mu2llm.model.attention import Attention
 from mu2llm.model.configuration import Mu2Config
 from mu2llm.model.explain import saliency
+from mu2llm.model.generation import Mu2GenerationMixin, length
 from mu2llm.model.refiner import Refiner, Selection
 from mu2llm.model.vision import Projector, VisionTower
+from mu2llm.model.weights import follow_umask
 
 
-class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class Mu2ForConditionalGeneration(PreTrainedModel, Mu2GenerationMixin):
     """The model. Published size: frames (B, 8, 32, 256, 256) → 256 visual tokens of width 2048."""
 
     config_class = Mu2Config
@@ -82,6 +84,12 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
+    def save_pretrained(self, save_directory: str | Path, **settings: Any) -> None:  # type: ignore[override]
+        """As transformers', with weights that others may read where the umask says so."""
+        super().save_pretrained(save_directory, **settings)
+        if settings.get("is_main_process", True):
+            follow_umask(Path(save_directory))
+
     def encode_frames(self, pixel_values: Tensor) -> Tensor:
         """Frames (B, T, K, H, W) → projected tokens (B, T, N, D), which no question has touched."""
         _check_frames(pixel_values)
@@ -106,7 +114,10 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 "pixel_values came without question_ids: the μ²Tokenizer reads a volume for a question"
             )
-        asked = len(pixel_values) if volume_index is None else len(volume_index)
+        asked = len(pixel_values)
+        if volume_index is not None:
+            _check_index(volume_index, asked)
+            asked = len(volume_index)
         _check_question(question_ids, question_mask, asked)
         refined = self.refine(pixel_values)
         refined = refined if volume_index is None else refined[volume_index]
@@ -142,16 +153,18 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         and a placeholder in it raises `ValueError`. The rest is the decoder's own: transformers' generation
         looks for `past_key_values` and `logits_to_keep` among the arguments by name.
         """
-        if pixel_values is not None:
-            visual_tokens = self._encoded(
-                pixel_values, question_ids, question_mask, volume_index, visual_tokens
-            )
-        elif visual_tokens is None and inputs_embeds is None and not _length(past_key_values):
-            self._refuse_blind(input_ids)
-        if inputs_embeds is None:
+        seen = pixel_values is not None or visual_tokens is not None
+        if inputs_embeds is not None:
+            if seen:
+                raise ValueError(
+                    "inputs_embeds and a volume came together: let model.embed_prompt make one of them"
+                )
+        elif not seen and length(past_key_values):
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if visual_tokens is not None:
-            inputs_embeds = self._place(inputs_embeds, input_ids, visual_tokens)
+        else:
+            inputs_embeds = self.embed_prompt(
+                input_ids, pixel_values, question_ids, question_mask, visual_tokens, volume_index
+            )
         if isinstance(logits_to_keep, Tensor) or logits_to_keep:
             kwargs["logits_to_keep"] = logits_to_keep  # not every decoder knows it
         return self.language_model(
@@ -166,38 +179,46 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _supports_logits_to_keep(self) -> bool:
         return self.language_model._supports_logits_to_keep()
 
-    def _encoded(
+    def embed_prompt(
         self,
-        pixel_values: Tensor,
-        question_ids: Any,
-        question_mask: Any,
-        volume_index: Tensor | None,
-        visual_tokens: Tensor | None,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None = None,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        visual_tokens: Tensor | None = None,
+        volume_index: Tensor | None = None,
     ) -> Tensor:
-        if visual_tokens is not None:
-            raise ValueError("pixel_values and visual_tokens came together: give one, which the model reads")
-        return self.encode_volume(pixel_values, question_ids, question_mask, volume_index)
+        """What the decoder reads of `input_ids` (B, L): (B, L, D), visual tokens at the placeholders.
 
-    def _refuse_blind(self, input_ids: Tensor | None) -> None:
+        Raises `ValueError` where placeholders and visual tokens are not as many, with no volume too.
+        """
+        if pixel_values is not None:
+            if visual_tokens is not None:
+                raise ValueError(
+                    "pixel_values and visual_tokens came together: give one, which the model reads"
+                )
+            visual_tokens = self.encode_volume(pixel_values, question_ids, question_mask, volume_index)
+        if input_ids is None:
+            raise ValueError("no input_ids came, whose placeholders tell where visual tokens stand")
+        words = self.get_input_embeddings()(input_ids)
+        if visual_tokens is not None:
+            return self._place(words, input_ids, visual_tokens)
+        self._refuse_blind(input_ids)
+        return words
+
+    def _refuse_blind(self, input_ids: Tensor) -> None:
         """A prompt that speaks of a volume is not answered without one."""
-        if input_ids is None or self.config.image_token_id is None:
-            return
-        if bool((input_ids == self.config.image_token_id).any()):
+        placeholder = self.config.image_token_id
+        if placeholder is not None and bool((input_ids == placeholder).any()):
             raise ValueError(
-                f"input_ids hold placeholders (token {self.config.image_token_id}) and no volume came: "
+                f"input_ids hold placeholders (token {placeholder}) and no volume came: "
                 "give pixel_values and question_ids, or visual_tokens"
             )
 
-    def _place(
-        self, inputs_embeds: Tensor, input_ids: Tensor | None, visual_tokens: Tensor, going_on: bool = False
-    ) -> Tensor:
-        """Puts the visual tokens at the placeholders; `going_on`, at a row's first ones: the model may have
-        written more since, which are words like others."""
-        if input_ids is None:
-            raise ValueError("visual tokens came without input_ids, whose placeholders tell where they stand")
+    def _place(self, words: Tensor, input_ids: Tensor, visual_tokens: Tensor) -> Tensor:
         if self.config.image_token_id is None:
             raise ValueError("the configuration has no image_token_id, the placeholder of visual tokens")
-        width = inputs_embeds.shape[-1]
+        width = words.shape[-1]
         if visual_tokens.ndim != 3 or visual_tokens.shape[2] != width:
             raise ValueError(
                 f"visual_tokens is {tuple(visual_tokens.shape)}, not (batch, tokens, {width}), the width of "
@@ -205,49 +226,18 @@ class Mu2ForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         places = input_ids == self.config.image_token_id
         rows, columns = visual_tokens.shape[:2]
-        if going_on:
-            places = places & (places.cumsum(dim=1) <= columns)
         if len(input_ids) != rows or not bool((places.sum(dim=1) == columns).all()):
             raise ValueError(
                 f"input_ids hold {places.sum(dim=1).tolist()} placeholders "
                 f"(token {self.config.image_token_id}) a row, "
                 f"but there are {columns} visual tokens for {rows} volumes"
             )
-        where = places[..., None].to(inputs_embeds.device)
-        return inputs_embeds.masked_scatter(where, visual_tokens.to(inputs_embeds))
-
-    def generate(  # type: ignore[override]
-        self,
-        *args: Any,
-        pixel_values: Tensor | None = None,
-        question_ids: Tensor | None = None,
-        question_mask: Tensor | None = None,
-        visual_tokens: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As transformers' `generate`: prompt and new tokens. A volume is encoded once for all sequences."""
-        if pixel_values is not None:
-            with torch.no_grad():
-                visual_tokens = self._encoded(pixel_values, question_ids, question_mask, None, visual_tokens)
-        return super().generate(*args, visual_tokens=visual_tokens, **kwargs)  # type: ignore[misc]
+        return words.masked_scatter(places[..., None].to(words.device), visual_tokens.to(words))
 
     def explain(self, pixel_values: Tensor, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Where a draft comes from: (B, T, K, H, W), 0 to 1; `processor(volumes, questions, drafts)` gives
         the inputs. See `mu2llm.model.explain`; `mu2llm.volume.to_volume` carries it back to the voxels."""
         return saliency(self, pixel_values, labels, **inputs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Later steps read the visual tokens from the cache; without one the whole sequence is read again."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        if kwargs.get("is_first_iteration"):
-            return inputs
-        visual_tokens = inputs.pop("visual_tokens", None)
-        if not kwargs.get("use_cache", True):
-            words = self.get_input_embeddings()(inputs["input_ids"])
-            if visual_tokens is not None:
-                words = self._place(words, inputs["input_ids"], visual_tokens, going_on=True)
-            inputs["inputs_embeds"] = words
-        return inputs
 
 
 def _check_frames(pixel_values: Tensor) -> None:
@@ -271,9 +261,13 @@ def _check_question(ids: Tensor, mask: Tensor | None, volumes: int) -> None:
         raise ValueError("question_mask leaves a row without any token: 1 marks the question's tokens")
 
 
-def _length(cache: Any) -> int:
-    """Tokens that a cache holds already."""
-    return 0 if cache is None else cache.get_seq_length()
+def _check_index(index: Tensor, volumes: int) -> None:
+    whole = index.ndim == 1 and index.dtype in (torch.int64, torch.int32)
+    if not whole or not bool(((index >= 0) & (index < volumes)).all()):
+        raise ValueError(
+            f"volume_index is {index.tolist()}: give each question one whole number from 0 to {volumes - 1}, "
+            "its volume's place in pixel_values"
+        )
 
 
 for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):

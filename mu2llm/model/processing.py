@@ -3,7 +3,7 @@
 It is saved beside the model, so that training, evaluation and serving prepare a volume in the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mu2llm.model.configuration import Mu2Config
-from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, prepare_frames
-from mu2llm.volume.frames import Window
+from mu2llm.volume import PLAIN_WINDOW, Volume, prepare_frames
+from mu2llm.volume.frames import Window, recipe
 
 PLACEHOLDER = "<im_patch>"
 MODES = ("published", "hu")
@@ -26,7 +26,7 @@ class Mu2Processor(ProcessorMixin):
     Args:
         tokenizer: the decoder's tokenizer; needs the placeholder `<im_patch>` and an end-of-text token.
         num_query_tokens: visual tokens a volume becomes, so placeholders in a prompt.
-        mode, size, depth, frame_slices, window: as in `mu2llm.volume.prepare_frames`.
+        mode, size, depth, frame_slices, window, crop_to_body: as in `mu2llm.volume.prepare_frames`.
         max_length: a sample or a prompt longer than this many tokens, visual ones included, is an error.
     """
 
@@ -38,7 +38,8 @@ class Mu2Processor(ProcessorMixin):
         size: int = 256,
         depth: int = 256,
         frame_slices: int = 32,
-        window: Window = SOFT_LUNG_WINDOW,
+        window: Window = PLAIN_WINDOW,
+        crop_to_body: bool = True,
         max_length: int = 1024,
     ):
         super().__init__(tokenizer)
@@ -54,16 +55,18 @@ class Mu2Processor(ProcessorMixin):
             ("frame_slices", frame_slices),
             ("max_length", max_length),
         ):
-            if value < 1:
-                raise ValueError(f"{name}={value} is not a number from 1 on")
-        if depth < 1 or depth % frame_slices:
-            raise ValueError(f"depth={depth} is no multiple of the {frame_slices} slices of a frame")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
+        if type(depth) is not int or depth < 1 or depth % frame_slices:
+            raise ValueError(f"depth={depth!r} is no multiple of the {frame_slices} slices of a frame")
+        recipe(mode, size, depth, frame_slices, window)
         self.num_query_tokens = num_query_tokens
         self.mode = mode
         self.size = size
         self.depth = depth
         self.frame_slices = frame_slices
         self.window = [list(knot) for knot in window]  # as JSON gives it back
+        self.crop_to_body = crop_to_body
         self.max_length = max_length
 
     @property
@@ -89,7 +92,14 @@ class Mu2Processor(ProcessorMixin):
     @property
     def preparation(self) -> dict[str, Any]:
         """All that decides how frames look: the settings of `mu2llm.volume.prepare_frames`."""
-        return {name: getattr(self, name) for name in ("mode", "size", "depth", "frame_slices", "window")}
+        names = ("mode", "size", "depth", "frame_slices", "window", "crop_to_body")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def get_processor_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As saved; models saved before there was `crop_to_body` see the whole volume, as in training."""
+        saved, rest = super().get_processor_dict(*args, **kwargs)
+        return {"crop_to_body": False} | saved, rest
 
     def __call__(  # type: ignore[override]
         self,
@@ -108,7 +118,10 @@ class Mu2Processor(ProcessorMixin):
         Raises `ValueError` that names the row and what is wrong with it.
         """
         for name, values in (("volumes", volumes), ("questions", questions), ("answers", answers)):
-            if isinstance(values, str | Path | Volume):
+            listed = isinstance(values, Collection) and not isinstance(
+                values, str | Path | Volume | Mapping | Set
+            )
+            if values is not None and not listed:
                 raise ValueError(f"{name} is one {type(values).__name__}: give a list, one to a row")
         if not len(questions):
             raise ValueError("no question came: a batch has one row at least")
@@ -151,7 +164,12 @@ class Mu2Processor(ProcessorMixin):
         """A volume's frames, float32 (T, K, S, S)."""
         if isinstance(volume, str | Path | Volume):
             return torch.from_numpy(self.frames(volume))
-        frames = torch.as_tensor(volume).float()
+        if isinstance(volume, np.ndarray) and volume.dtype.kind in "buif":
+            volume = torch.from_numpy(np.ascontiguousarray(volume, np.float32))
+        if not isinstance(volume, Tensor) or volume.is_complex():
+            kind = f"{type(volume).__name__}{f' of {volume.dtype}' if hasattr(volume, 'dtype') else ''}"
+            raise ValueError(f"volume {row} is a {kind}: give a path, a Volume, or frames as numbers")
+        frames = volume.float()
         wanted = (self.frame_slices, self.size, self.size)
         if frames.ndim != 4 or not len(frames):
             raise ValueError(
@@ -185,6 +203,8 @@ class Mu2Processor(ProcessorMixin):
         """Each text's ids. An empty text is an error, and so is a control token: text comes from users."""
         control, rows = self.control_ids, []
         for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"{kind} {row} of the batch is a {type(text).__name__}, not text")
             ids = self.tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
             if not ids:
                 raise ValueError(f"{kind} {row} of the batch is empty")

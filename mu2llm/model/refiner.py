@@ -56,8 +56,9 @@ class SoftScores(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        queries = self.weight.to(x.dtype).expand(len(x), -1, -1)
-        return F.scaled_dot_product_attention(queries, x, x, scale=1.0)
+        queries = self.weight.to(x.dtype).expand(len(x), 1, -1, -1)
+        one_head = x[:, None]  # the fused kernels take four dimensions; of three, all k × M weights are kept
+        return F.scaled_dot_product_attention(queries, one_head, one_head, scale=1.0)[:, 0]
 
 
 class Selection(nn.Module):

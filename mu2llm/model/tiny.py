@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mu2llm.model.configuration import Mu2Config, Mu2VisionConfig
 from mu2llm.model.modeling import Mu2ForConditionalGeneration
 from mu2llm.model.processing import PLACEHOLDER, Mu2Processor
+from mu2llm.volume import SOFT_LUNG_WINDOW
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", PLACEHOLDER]
 
@@ -66,6 +67,8 @@ def build_tiny(
         tokenizer,
         num_query_tokens=num_query_tokens,
         mode="hu",
+        window=SOFT_LUNG_WINDOW,
+        crop_to_body=False,  # phantoms lie on no table, and fill most of their volumes
         size=size,
         depth=depth,
         frame_slices=frame_slices,

@@ -5,6 +5,8 @@ Nothing is unpickled but tensors (`weights_only`).
 """
 
 import json
+import stat
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def weight_files(folder: Path, single: str = SAFETENSORS) -> list[Path]:
     """The file or the shards of one form of weights; none where the folder has not that form."""
+    if (folder / single).is_dir():
+        raise ValueError(f"{folder / single} is a folder, not a file of tensors: copy the checkpoint again")
     if (folder / single).exists():
         return [folder / single]
     index = folder / f"{single}.index.json"
@@ -70,7 +74,9 @@ def read_file(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
     mapped = zipfile.is_zipfile(path)  # older ones are a stream, which cannot be mapped
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's protocol, where the bytes are torn
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # broken bytes may raise anything
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise ValueError(
@@ -87,6 +93,13 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 f"{path}: {name!r} is a {type(value).__name__}, not a tensor: keep the tensors alone in it"
             )
     return dict(found)
+
+
+def follow_umask(folder: Path) -> None:
+    """Gives a folder's safetensors, which the library makes 0600, the mode of the config.json beside them."""
+    mode = stat.S_IMODE((folder / "config.json").stat().st_mode)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from tokenizers.decoders import DecodeStream
 
 from mu2llm.evaluation.drafts import load
+from mu2llm.evaluation.greedy import check_followed
 from mu2llm.serving import wire
 from mu2llm.serving.inputs import Request
 from mu2llm.serving.prepare import BadRequest, Preparation, Prepared
@@ -29,18 +30,6 @@ SWEEP_SECONDS = 0.1  # how often waiting requests are looked through for those t
 # Text is sent on no faster than this: a piece costs Triton more than a small model's step, and nobody
 # reads as fast. The first piece goes at once.
 PIECE_SECONDS = 0.05
-# What a generation configuration may set that changes greedy drafts, and that no engine here does.
-NOT_FOLLOWED = (
-    *(
-        "repetition_penalty",
-        "encoder_repetition_penalty",
-        "no_repeat_ngram_size",
-        "encoder_no_repeat_ngram_size",
-    ),
-    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias", "forced_bos_token_id"),
-    *("forced_eos_token_id", "exponential_decay_length_penalty", "min_length", "min_new_tokens", "num_beams"),
-    *("guidance_scale", "watermarking_config"),
-)
 
 
 class Busy(RuntimeError):
@@ -118,10 +107,7 @@ class Engine(ABC):
         loaded = load(folder)
         self.model, self.processor = loaded.model, loaded.processor
         settings = self.model.generation_config
-        if strange := [name for name in NOT_FOLLOWED if getattr(settings, name, None) not in (None, 0, 1)]:
-            raise ValueError(
-                f"generation_config.json sets {', '.join(strange)}, which the engine cannot follow"
-            )
+        check_followed(settings)
         ends = settings.eos_token_id
         self._ends = set(ends if isinstance(ends, list) else [ends])
         self.max_queue, self.max_batch = max_queue, max_batch

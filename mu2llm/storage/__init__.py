@@ -10,10 +10,11 @@ off. What is written carries its SHA-256; what is read is checked against that, 
 where another program wrote it. A file or object is there whole or not at all.
 
 Errors are the file system's: FileNotFoundError for what is not there, PermissionError for what is refused,
-OSError for a server that does not answer and for damaged content, each naming the URI.
+ConnectionError for a server that does not answer, OSError for damaged content, each naming the URI.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -71,15 +72,20 @@ def each_file(uri: str | Path) -> Iterator[str]:
 
 def each_size(uri: str | Path) -> Iterator[tuple[str, int]]:
     """As `each_file`, each with its bytes."""
+    return ((file, size) for file, size, _ in each_object(uri))
+
+
+def each_object(uri: str | Path) -> Iterator[tuple[str, int, str]]:
+    """As `each_size`, each with the store's tag, which changes when the content does; "" of local files."""
     uri = plain(uri)
     if not is_remote(uri):
-        yield from ((file, Path(file).stat().st_size) for file in _walk(str(uri)))
+        yield from ((file, Path(file).stat().st_size, "") for file in _walk(str(uri)))
         return
     with named(uri) as (client, bucket, key):
         prefix = f"{key.rstrip('/')}/" if key else ""
         for item in client.list_objects(bucket, prefix=prefix, recursive=True):
             if not item.is_dir:
-                yield f"s3://{bucket}/{item.object_name}", item.size or 0
+                yield f"s3://{bucket}/{item.object_name}", item.size or 0, item.etag or ""
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -124,13 +130,26 @@ def fetch(uri: str | Path, folder: str | Path) -> Path:
     empty = True
     for source in each_file(uri):
         empty = False
-        place = PurePosixPath(source.removeprefix(f"{uri}/"))
-        if ".." in place.parts or place.is_absolute():
-            raise ValueError(f"{source}: its key leads out of the folder; rename the object")
-        _download(source, target / place)
+        download(source, below(target, uri, source))
     if empty:
-        _download(uri, target)
+        download(uri, target)
     return target
+
+
+def below(folder: Path, uri: str, source: str) -> Path:
+    """Where the object `source` below `uri` belongs in a local copy; ValueError when that is out of it."""
+    place = PurePosixPath(source.removeprefix(f"{uri}/"))
+    if ".." in place.parts or place.is_absolute():
+        raise ValueError(f"{source}: its key leads out of the folder; rename the object")
+    return folder / place
+
+
+def download(uri: str, target: Path) -> None:
+    """One object into a local file, whole or not at all."""
+    with named(uri) as (client, bucket, key), whole(target) as temporary, temporary.open("w+b") as file:
+        receive(client, bucket, key, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove(uri: str | Path) -> None:
@@ -164,13 +183,6 @@ def push(path: str | Path, uri: str | Path) -> None:
                 shutil.copyfile(file, temporary)
 
 
-def _download(uri: str, target: Path) -> None:
-    with named(uri) as (client, bucket, key), whole(target) as temporary, temporary.open("w+b") as file:
-        receive(client, bucket, key, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it at the end; removed after an error."""
@@ -181,6 +193,29 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to it at the end; removed after an error.
+
+    Raises `OSError` at once where `path` is a file, a folder that holds something, or a mount point.
+    """
+    path = path.absolute()
+    if path.is_mount():
+        raise OSError(f"{path} is a mount point, which cannot be replaced: name a folder in it")
+    if path.is_dir() and any(path.iterdir()):
+        raise OSError(f"{path} is not empty: what lies there would mix with what is written; name another")
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def plain(uri: str | Path) -> str | Path:

@@ -152,7 +152,10 @@ def named(uri: str | Path) -> Iterator[tuple[Any, str, str]]:
     except ParseError as error:
         raise OSError(f"{uri}: the object store's answer is no XML; run it again") from error
     except (ServerError, HTTPError) as error:
-        raise OSError(f"{uri}: the object store does not answer ({type(error).__name__})") from error
+        raise ConnectionError(
+            f"{uri}: the object store does not answer ({type(error).__name__}); check MU2_S3_ENDPOINT and "
+            "the network, and run it again"
+        ) from error
 
 
 def _client() -> Any:

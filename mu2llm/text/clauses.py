@@ -94,32 +94,46 @@ def _parts(codes: str, begin: int, index: int) -> bool:
 
 
 NODE_MM = 10.0  # short axis from which a lymph node counts as enlarged (RECIST 1.1)
-_ALSO_ATTRIBUTES = {"calcification": "calcified", "low density": "hypodense", "enlarged": "enlarged"}
+_SAID_NEXT = re.compile("[^,;]*[EHny]")
+_ALSO_ATTRIBUTES = {
+    "calcification": "calcified",
+    "low density": "hypodense",
+    "enlarged": "enlarged",
+    "nodular": "nodular",
+}
 
 
 def _settle(row: list[Span]) -> None:
-    """Words that depend on their neighbour: "No, there is", "ground-glass nodule", "calcified stone"."""
+    """Words that depend on their neighbour: "No, there is", "ground-glass nodule", "aneurysm repair"."""
     codes = "".join(span.code for span in row)
+    several = codes.find(":") if re.match("[^:]*[CO,][^:]*:", codes) else 0  # "Mediastinum and hila: ..."
     for index, span in enumerate(row):
         after = row[index + 1].code if index + 1 < len(row) else ""
         if index == 0 and span.code == "N" and after == ",":
             row[index] = span._replace(code="w")
         elif span.code == "N" and not after and index and row[index - 1].code == ":":
             row[index] = span._replace(code="M")  # "Pleural effusion: no."
+        elif span.code == "M" and span.value == "none" and _SAID_NEXT.match(codes, index + 1):
+            row[index] = span._replace(code="N")  # "lymph nodes, none enlarged"
+        elif (span.code in "EH" and after == "x") or (span.code == "L" and index < several):
+            row[index] = span._replace(code="w")
         elif span.code == "E" and span.value == "ground-glass opacity" and after == "H":
             row[index] = span._replace(code="a", value="ground-glass")
         elif span.code == "H" and span.value in _ALSO_ATTRIBUTES and _noun_follows(row, index + 1):
             row[index] = span._replace(code="a", value=_ALSO_ATTRIBUTES[span.value])
         elif span.code == "c" and span.value == "increased" and "S" in codes and not set("EH") & set(codes):
             row[index] = span._replace(code="H", value="enlarged")  # "the heart has enlarged since"
-        elif span.code == "S" and span.value == "lymph nodes" and _short_axis(row[index:]) >= NODE_MM:
+        elif span.code == "S" and span.value == "lymph nodes" and _short_axis(row, index) >= NODE_MM:
             row[index] = span._replace(code="E", value="lymphadenopathy")
 
 
-def _short_axis(row: list[Span]) -> float:
-    """The smaller diameter that is told of the first span, in mm; 0 where another finding comes first or the
-    size is only a bound ("less than 1 cm")."""
-    for index, span in enumerate(row):
+def _short_axis(row: list[Span], at: int) -> float:
+    """The smaller diameter that is told of a span, in mm; 0 where another finding comes first or the size is
+    only a bound ("less than 1 cm")."""
+    before = re.search("#[asLS]*$", "".join(span.code for span in row[:at]))
+    if before:  # "a 12 mm right paratracheal lymph node"
+        return min(row[before.start()].value)
+    for index, span in enumerate(row[at:], at):
         if span.code in "EHN":
             break
         if span.code == "#":

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from mu2llm.text.clauses import read_row
 from mu2llm.text.mentions import named, territories
 from mu2llm.text.normals import denied
-from mu2llm.text.qualities import qualities
+from mu2llm.text.qualities import by_side, qualities
 from mu2llm.text.sentences import Sentence, split
 from mu2llm.text.words import lexicon
 
+_SPREAD = {"malignant", "metastatic"}  # a nature that is told, however uncertain
 _SPEAKS = re.compile("[EHny]")
 _HEADING = re.compile(r"[A-Z][A-Za-z ,&/]{1,40}:")
 
@@ -97,10 +98,12 @@ def _of_sentence(sentence: str, heading: str) -> tuple[Finding, ...]:
         row = read_row(f"{heading} {sentence}")
     mentions = territories(row)
     spoken = [mention for index in range(len(mentions)) for mention in named(row, mentions, index)]
-    said = [qualities(row, mentions, mention) for mention in spoken]
+    said = [one for mention in spoken for one in by_side(row, mention, qualities(row, mentions, mention))]
     said += [no for no in denied(row, spoken) if not any(_same_place(no, other) for other in said)]
     found: list[Finding] = []
-    for finding in (Finding(text=sentence, **fields) for fields in said):
+    for finding in (
+        Finding(text=sentence, **fields) for fields in said if not _only_its_nature(fields, said)
+    ):
         for index, other in enumerate(found):
             if _says_the_same(finding, other):
                 found[index] = _joined(other, finding)
@@ -118,6 +121,20 @@ def _organ_heading(sentence: str) -> str:
 
 def _same_place(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a["entity"] == b["entity"] and {a["side"], b["side"]} != {"left", "right"}
+
+
+def _only_its_nature(fields: dict[str, Any], said: list[dict[str, Any]]) -> bool:
+    """Whether a thing is there and only its kind uncertain: "an adrenal nodule, probably an adenoma"."""
+    return fields["status"] == "uncertain" and any(
+        other["status"] == "present"
+        and other["entity"] == fields["entity"]
+        and not _SPREAD.intersection(fields["attributes"]).difference(other["attributes"])
+        and all(
+            not fields[slot] or fields[slot] == other[slot]
+            for slot in ("side", "location", "sizes_mm", "severity", "comparison")
+        )
+        for other in said
+    )
 
 
 def _says_the_same(a: Finding, b: Finding) -> bool:

@@ -25,7 +25,7 @@ class Pattern(NamedTuple):
 
 @cache
 def words(kind: str) -> frozenset[str]:
-    """A list of not_names.yaml: `also_words` or `no_name`."""
+    """A list of not_names.yaml: `also_words`, `given_names` or `no_name`."""
     listed = yaml.safe_load((Path(__file__).parent / "not_names.yaml").read_text(encoding="utf-8"))
     return frozenset(listed[kind].split())
 
@@ -50,9 +50,11 @@ def is_word(name: str) -> bool:
 
 def _name_length(name: str) -> int:
     """How much of what looks like a name is one: it ends before a clinical word behind a comma or initial's
-    dot (unless that is a surname too: "J. Stone"), and before its own last dot, which may end a sentence."""
+    dot (unless that is a name too: "J. Stone", "Smith, Mark"), and before its own last dot, which may end a
+    sentence."""
     for match in re.finditer(r"([,.])[ \t]*(?P<word>[^\W\d_]{2,})", name):
-        if is_word(match["word"]) and (match[1] == "," or match["word"].lower() not in words("also_words")):
+        goes_on = words("given_names") if match[1] == "," else words("also_words")
+        if is_word(match["word"]) and match["word"].lower() not in goes_on:
             return match.start()
     return len(name.rstrip("."))
 
@@ -161,20 +163,23 @@ _PARTICLE = r"(?:van|von|de|del|der|den|di|da|la|le|bin|al)"
 _UPPER = r"[^\W\d_a-zß-öø-ÿ\u4e00-\u9fff]"  # a letter that is no small Latin one and no Han
 # Initials with their dots, or a word, with initials stuck to it: the dot behind a word ends a sentence.
 _INITIALS = rf"(?:{_UPPER}\.-?|St\.[ \t]?)"
-_PART = rf"(?:{_INITIALS}+(?=\s)|{_INITIALS}*{_UPPER}[^\W\d_\u4e00-\u9fff]*(?:['’-][^\W\d_\u4e00-\u9fff]+)*)"
+_PART = (
+    rf"(?:{_INITIALS}+(?=[\s,])|{_INITIALS}*{_UPPER}[^\W\d_\u4e00-\u9fff]*(?:['’-][^\W\d_\u4e00-\u9fff]+)*)"
+)
 
 _DEGREE = r"(?:M\.?D\b\.?|MBBS\b|FRCR\b|FRCPC\b|Ph\.?D\b\.?|RN\b)"
-# No heading, no degree, and no article: "A" is an initial before a dot or another part.
+_OF_A_DATE = rf"(?i:{_ANY_MONTH})\b\.?[ \t]*\d"
+# No heading, degree or month of a date, and no article: "A" is an initial before a dot or another part.
 _WORD = (
-    rf"(?!(?i:(?:{'|'.join(sorted(words('no_name')))})\b)|{_DEGREE}|A\b(?!\.[ \t]|\.{_UPPER}|[ \t]+{_UPPER}))"
-    rf"{_PART}"
+    rf"(?!(?i:(?:{'|'.join(sorted(words('no_name')))})\b)|{_DEGREE}|{_OF_A_DATE}"
+    rf"|A\b(?!\.[ \t,]|\.{_UPPER}|[ \t]+{_UPPER})){_PART}"
 )
 _NEXT = rf"(?:,?[ \t]+(?:{_PARTICLE}[ \t]+){{0,2}}|,){_WORD}"
 _FIRST = rf"(?:{_PARTICLE}[ \t]+){{0,2}}{_WORD}"
 _PERSON = rf"{_FIRST}(?:{_NEXT}){{0,3}}"
 _CUE_BY = (
-    r"(?:electronically\s+)?(?:signed|dictated|reported|read|reviewed|verified|approved|transcribed|authenticated|"
-    r"interpreted|finalized|finalised|prepared|requested|referred|performed)\s+by"
+    r"(?:electronically\s+)?(?:signed|dictated|report(?:ed)?|read|reviewed|verified|approved|transcribed|authenticated|"
+    r"interpreted|finalized|finalised|prepared|requested|referred|performed)\s+(?:electronically\s+|digitally\s+)?by"
 )
 _CUE_TO = r"(?:discussed|communicated|conveyed|relayed|telephoned|phoned|reported|spoke|shared)\s+(?:with|to)"
 _CUE_ROLE = (
@@ -198,6 +203,7 @@ _NAMES = [
     rf"\b{_TITLE}(?:[ \t]+|(?<=\.))(?P<value>{_PERSON})",
     rf"(?i:\b(?:{_CUE_BY}|{_CUE_TO})\s*:?[ \t]*)(?:Dr\.?[ \t]+)?(?P<value>{_PERSON})",
     rf"(?i:\b{_CUE_ROLE}\s*[:：][ \t]*)(?P<value>{_PERSON})",
+    rf"(?i:\b(?:patient(?:'s)?|pt)\s+name[ \t]+)(?P<value>{_PERSON})",
     rf"(?i:\bpatient\s*[:：][ \t]*)(?P<value>{_FIRST}(?:{_NEXT}){{1,3}})",
     rf"\b(?P<value>{_FIRST}(?:[ \t]+{_FIRST}){{0,2}}),?[ \t]+{_DEGREE}",
     rf"{_HAN_ROLE}\s*[:：]\s*(?P<value>(?!男|女|无|未){_HAN}[·\u4e00-\u9fff]{{1,3}}"
@@ -209,7 +215,10 @@ _NAMES = [
 ]
 _AGES = [r"(?<![\d.])(?P<value>9\d|1[01]\d)(?=[\s-]*(?:years?|yrs?|y)[\s/.-]*(?:old\b|o\b)|\s*岁)"]
 
+_SURNAME_FIRST = rf"\b(?P<value>(?P<first>{_WORD}),[ \t]*{_FIRST}(?:[ \t]+{_FIRST})?),?[ \t]+{_DEGREE}"
+
 PATTERNS: tuple[Pattern, ...] = (
+    Pattern("[name]", re.compile(_SURNAME_FIRST), lambda match: is_word(match["first"]), _name_length),
     *(Pattern("[name]", re.compile(regex), length=_name_length) for regex in _NAMES),
     *(Pattern("[date]", re.compile(regex), unless) for regex, unless in _DATES),
     *(Pattern("[phone]", re.compile(regex)) for regex in _PHONES),

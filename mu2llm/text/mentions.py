@@ -7,18 +7,25 @@ entity from the site that they stand with.
 
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
+from mu2llm.text.chinese import is_chinese
 from mu2llm.text.clauses import Row
 from mu2llm.text.words import lexicon
 
 _BEFORE = frozenset("gas#SLBcqw0")  # codes that can stand between an article and its noun
 _LIST = frozenset("CO,")
 _BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
+_TAG = re.compile(r",[DLwa]?s?L?S(?=[,#(]|$)")  # "cyst, left kidney, 4 cm", "atrophic, fatty pancreas"
+_PLACE_ENDS = re.compile("(PD?)?[gac]*[sSLw]+[CO,]$")
+_PLACE_NEXT = re.compile("[gac]*[sSLw0]")
+_NATURE = re.compile("[^CO,;bVEH]*[,(]?[rV]*e[DAa]*$")  # "a lesion of 2 cm, consistent with a"
+_OF_IT = re.compile(r" *(?:and )?(?:the )?(?:walls?|lumen|diameter|parenchyma|surface|contours?) ", re.I)
 _LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
 _LUNG_PLACES = (
     *("upper lobe", "middle lobe", "lower lobe", "upper and lower lobes", "upper and middle lobes"),
-    *("middle and lower lobes", "lingula", "subpleural", "perihilar"),
+    *("middle and lower lobes", "lingula", "subpleural", "perihilar", "hilum", "bases", "apices"),
 )
 
 
@@ -43,13 +50,7 @@ def territories(row: Row) -> list[Mention]:
         first, floor = at, places[-1][0] + 1 if places else 0
         while first > floor and row.clauses[first - 1] == row.clauses[at]:
             before = row.codes[first - 1]
-            joins = (
-                before in _LIST
-                and first - 2 >= floor
-                and row.codes[first - 2] == row.codes[first]
-                and row.codes[first] in "sS"
-            )
-            if before not in _BEFORE and not joins:
+            if before not in _BEFORE and not _joins(row.codes, floor, first):
                 break
             first -= 1
         places.append((at, first))
@@ -57,8 +58,18 @@ def territories(row: Row) -> list[Mention]:
     for index, (at, first) in enumerate(places):
         limit = places[index + 1][1] if index + 1 < len(places) else len(row.codes)
         end = min(limit, row.bounds(row.clauses[at])[1])
+        reached = row.codes.find("t", at, end)
+        if reached > 0 and set("sSL") & set(row.codes[at + 1 : reached]):
+            end = reached
         mentions.append(Mention(at, row.clauses[at], first, max(end, at + 1)))
     return mentions
+
+
+def _joins(codes: str, floor: int, first: int) -> bool:
+    """Whether a list of places goes on before `first`: "left and right", "small right and trace left"; not in
+    "effusion on the right and left lower lobe atelectasis", where the place is that of a mention before."""
+    listed = _PLACE_ENDS.search(codes[floor:first])
+    return bool(listed and not (floor and listed.group(1)) and _PLACE_NEXT.match(codes, first))
 
 
 def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
@@ -69,6 +80,7 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
     if span.code == "E":
         return [replace(mention, entity=span.value, sites=tuple(own))]
     facts = lexicon().heads[span.value]
+    own = [i for i in own if row.codes[i] == "S" or _site(row, i) in facts["sites"]]
     words = range(mention.first, mention.end)
     if "needs" in facts and not any(
         row.codes[i] == "a" and row.spans[i].value in facts["needs"] for i in words
@@ -80,6 +92,8 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         own = _shared(row, mentions, index, facts) or _subject(row, mention, facts)
     if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention):
         return [replace(mention, entity=facts["sites"]["liver"])]
+    if not own and "lungs" in facts["sites"] and _at_hilum(row, words):
+        return [replace(mention, entity=facts["sites"]["lungs"])]
     by_entity: dict[str, list[int]] = {}
     for i in _compatible(row, own, facts):
         by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
@@ -90,12 +104,20 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
     for before in range(index - 1, -1, -1):  # "no nodule in the thyroid; right lobe nodule"
         if row.spans[mentions[before].at].value == span.value and not _lung_place(row, words):
             return [replace(mention, entity=one.entity) for one in named(row, mentions, before)[:1]]
-    return [replace(mention, entity=facts["default"])] if facts["default"] else []
+    if facts["default"]:
+        return [replace(mention, entity=facts["default"])]
+    organ = _organ_before(row, mentions, index)
+    return [replace(mention, entity=facts["sites"][organ])] if organ in facts["sites"] else []
 
 
 def listed_with(row: Row, mention: Mention, following: Mention) -> bool:
     """Whether only commas, "and", "or", "vs" or a bracket stand between two mentions."""
     return all(code in _BESIDE for code in row.codes[mention.at + 1 : following.first])
+
+
+def nature_of(row: Row, mention: Mention, following: Mention) -> bool:
+    """Whether the following mention tells the nature of this one: "a lesion, consistent with a cyst"."""
+    return bool(_NATURE.fullmatch(row.codes[mention.at + 1 : following.first]))
 
 
 def _sites_after(row: Row, mention: Mention) -> list[int]:
@@ -106,7 +128,9 @@ def _sites_after(row: Row, mention: Mention) -> list[int]:
         code = row.codes[i]
         if code == "P":
             linked = True
-        elif code in "VM" or (code in _LIST and not sites and row.codes[i - 1] not in "sL"):
+        elif code in "VM" or (
+            code in _LIST and not sites and row.codes[i - 1] not in "sL" and not _TAG.match(row.codes, i)
+        ):
             linked = False
         elif _site(row, i) and (linked or sites):
             sites.append(i)
@@ -125,7 +149,10 @@ def _site(row: Row, i: int) -> str:
     """The organ that a span names, if any; a lobe is the lung's."""
     if row.codes[i] == "S":
         return str(row.spans[i].value)
-    return "lungs" if row.codes[i] == "L" and row.spans[i].value in _LUNG_PLACES else ""
+    place = row.spans[i].value if row.codes[i] == "L" else ""
+    if place in _LUNG_PLACES and not (place == "hilum" and row.codes[i - 1 : i] == "S"):  # "splenic hilum"
+        return "lungs"
+    return "peritoneum" if str(place).endswith("quadrant") else ""
 
 
 def _shared(row: Row, mentions: list[Mention], index: int, facts: dict[str, Any]) -> list[int]:
@@ -135,11 +162,26 @@ def _shared(row: Row, mentions: list[Mention], index: int, facts: dict[str, Any]
     if index and listed_with(row, mentions[index - 1], mention):
         earlier = mentions[index - 1]
         own = _compatible(row, [i for i in range(earlier.first, earlier.at) if _site(row, i)], facts)
-    if not own and index + 1 < len(mentions):
-        following = mentions[index + 1]
-        if following.clause == mention.clause and listed_with(row, mention, following):
-            own = _compatible(row, _sites_after(row, following), facts)
+    for earlier, following in pairwise(
+        mentions[index:]
+    ):  # a list goes on: "no mass, nodule or lesion in the"
+        if own or following.clause != mention.clause:
+            break
+        if not listed_with(row, earlier, following) and not nature_of(row, earlier, following):
+            break
+        own = _compatible(row, _sites_after(row, following), facts)
     return own
+
+
+def _organ_before(row: Row, mentions: list[Mention], index: int) -> str:
+    """The organ of the mention before, in a list or denial: "nodule or mass", "steatosis without lesion"."""
+    if not index or row.clauses[mentions[index - 1].at] != row.clauses[mentions[index].at]:
+        return ""
+    between = row.codes[mentions[index - 1].at + 1 : mentions[index].first]
+    if not re.fullmatch("[CO,]+|,?NA?", between):
+        return ""
+    before = named(row, mentions, index - 1)
+    return str(lexicon().entities[before[0].entity]["organ"]) if before else ""
 
 
 def _in_liver_segment(row: Row, mention: Mention) -> bool:
@@ -149,13 +191,21 @@ def _in_liver_segment(row: Row, mention: Mention) -> bool:
     return any(name.startswith("segment ") for name in named) and not named.intersection(_LUNG_PLACES)
 
 
+def _at_hilum(row: Row, words: range) -> bool:
+    """Whether a hilum stands with the mention and no organ whose hilum it might be: it is the lung's."""
+    return "S" not in row.codes[words.start : words.stop] and any(
+        row.codes[i] == "L" and row.spans[i].value == "hilum" for i in words
+    )
+
+
 def _subject(row: Row, mention: Mention, facts: dict[str, Any]) -> list[int]:
     """The nearest site before: in the same clause, in a heading ("Liver: ..."), before ", and a" or "its"."""
     codes = row.codes
     colon = codes.find(":")
     opening, close = row.bounds(mention.clause)
-    reaches_back = re.match(".(A|T|N|PA)|b", codes[opening:close]) is not None
+    reaches_back = is_chinese(row.text) or re.match(".(A|T|N|PA)|b", codes[opening:close]) is not None
     reaches_back = reaches_back or any(row.word(i) in ("its", "their") for i in range(opening, close))
+    reaches_back = reaches_back or _OF_IT.match(row.text, row.spans[opening].end) is not None
     for i in range(mention.first - 1, -1, -1):
         if codes[i] != "S" or _site(row, i) not in facts["sites"]:
             continue

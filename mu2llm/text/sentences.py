@@ -6,11 +6,14 @@ from functools import lru_cache
 
 # A full stop after one of these ends no sentence, whatever follows.
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[])(?:(?:dr|mr|mrs|ms|prof|vs|approx|figs?|ca|cf|e\.g|i\.e|resp|dept)|dr\.? [a-z])\.$",
+    r"(?:^|[\s(\[])(?:(?:dr|mr|mrs|ms|prof|st|vs|approx|figs?|ca|cf|e\.g|i\.e|resp|dept)|dr\.? [a-z])\.$",
     re.IGNORECASE,
 )
-# These are abbreviations only before a number: "no. 3", "im. 45".
-_BEFORE_NUMBER = re.compile(r"(?:^|[\s(\[])(?:nos?|ima?g?|ser?)\.$", re.IGNORECASE)
+# These are abbreviations only before a number: "no. 3", "im. 45", "Jan. 5".
+_BEFORE_NUMBER = re.compile(
+    r"(?:^|[\s(\[])(?:nos?|ima?g?|ser?|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.$", re.IGNORECASE
+)
+_INITIALS = re.compile(r"(?:[A-Za-z]\.){2,4}$")  # L.U.L., 3 p.m.
 _UNIT = re.compile(r"\d\s*(?:mm|cm|ml|cc|sec|min)\.$", re.IGNORECASE)
 _UNIT_GOES_ON = re.compile(r"(?:in|by|x|×|at|on|and|with|to|thick|wide|long|from|of|deep)\b")
 
@@ -52,12 +55,19 @@ def _split(text: str) -> tuple[Sentence, ...]:
                 continue
         elif stop.group()[0] == "." and not _is_full_stop(text, begin, stop.start()):
             continue
-        elif stop.group() == "?)" and "(" in text[begin : stop.start()]:
-            continue  # "(cyst?)"
+        elif stop.group()[0] == "?" and _in_brackets(text, begin, stop):
+            continue  # "(cyst? abscess?)"
         _add(sentences, text, begin, stop.end())
         begin = stop.end()
     _add(sentences, text, begin, len(text))
     return tuple(sentences)
+
+
+def _in_brackets(text: str, begin: int, stop: re.Match[str]) -> bool:
+    """Whether a question mark stands in a bracket that is closed in its line."""
+    before = text[begin : stop.start()]
+    line = text[stop.start() :].split("\n", 1)[0]
+    return before.count("(") > before.count(")") and ")" in line
 
 
 def _is_full_stop(text: str, begin: int, dot: int) -> bool:
@@ -70,7 +80,11 @@ def _is_full_stop(text: str, begin: int, dot: int) -> bool:
     if _ABBREVIATION.search(before):
         return not after
     if _UNIT.search(text[max(begin, dot - 14) : dot + 1]):
-        return not _UNIT_GOES_ON.match(after)
+        return not (
+            _UNIT_GOES_ON.match(after) or (after[:1].islower() and text[begin:dot].lstrip()[:1].isupper())
+        )
+    if _INITIALS.search(before):
+        return not after[:1].islower()
     return True
 
 

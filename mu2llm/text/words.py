@@ -33,6 +33,10 @@ CODES = {
     "uncertain_either": "B",
     "versus": "v",
     "idle": "w",
+    "procedure": "x",
+    "nature": "e",
+    "distance": "d",
+    "reaching": "t",
     "comparison": "c",
     "earlier": "p",
     "severity": "g",
@@ -76,6 +80,7 @@ class Lexicon:
     entities: dict[str, dict[str, Any]]
     heads: dict[str, dict[str, Any]]
     sites: dict[str, dict[str, Any]]
+    abbreviations: dict[str, list[str]]
     follow_up: re.Pattern[str]
     no_follow_up: re.Pattern[str]
 
@@ -103,6 +108,7 @@ def lexicon() -> Lexicon:
         known["entities"],
         known["heads"],
         known["sites"],
+        {short: long.split() for short, long in context["abbreviation"].items()},
         re.compile("|".join(context["follow_up"]), re.I),
         re.compile("|".join(context["no_follow_up"]), re.I),
     )
@@ -128,14 +134,13 @@ def _variants(phrase: str) -> list[str]:
 _IRREGULAR = {
     "calculi": "calculus", "metastases": "metastasis", "bronchi": "bronchus", "apices": "apex",
     "thrombi": "thrombus", "emboli": "embolus", "foci": "focus", "atelectases": "atelectasis",
-    "bronchiectases": "bronchiectasis", "bullae": "bulla", "vertebrae": "vertebra", "pleurae": "pleura",
-    "diverticula": "diverticulum", "adnexae": "adnexa", "hila": "hilum", "sequelae": "sequela",
-    "granulomata": "granuloma", "masses": "mass", "hemithoraces": "hemithorax", "fibroses": "fibrosis",
-    "stenoses": "stenosis", "ducts": "duct", "does": "does", "was": "was", "is": "is", "has": "has",
-    "its": "its", "this": "this", "abscesses": "abscess", "biopsies": "biopsy", "indices": "index",
-    "lumina": "lumen", "oedema": "edema", "tumour": "tumor",
-    "tumours": "tumor", "calibre": "caliber", "centre": "center", "oesophagus": "esophagus",
-    "oesophageal": "esophageal", "grey": "gray", "varices": "varix", "loops": "loop",
+    "bronchiectases": "bronchiectasis", "bullae": "bulla", "diverticula": "diverticulum", "hila":
+    "hilum", "granulomata": "granuloma", "apexes": "apex", "masses": "mass", "hemithoraces":
+    "hemithorax", "fibroses": "fibrosis", "stenoses": "stenosis", "ducts": "duct", "does": "does", "was":
+    "was", "is": "is", "has": "has", "its": "its", "this": "this", "abscesses": "abscess", "biopsies":
+    "biopsy", "indices": "index", "lumina": "lumen", "oedema": "edema", "tumour": "tumor", "tumours":
+    "tumor", "calibre": "caliber", "centre": "center", "oesophagus": "esophagus", "oesophageal":
+    "esophageal", "grey": "gray", "varices": "varix", "loops": "loop",
 }  # fmt: skip
 
 
@@ -147,6 +152,8 @@ def lemma(word: str) -> str:
         return _IRREGULAR[word]
     if len(word) > 4 and word.endswith("ies"):
         return word[:-3] + "y"
+    if len(word) > 4 and word.endswith("ae"):
+        return word[:-1]
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         return word[:-1]
     return word
@@ -156,13 +163,16 @@ def spans(sentence: str) -> list[Span]:
     """The sentence as a row of spans, longest phrases first; unknown words have the code w."""
     if chinese.is_chinese(sentence):
         return [Span(*token) for token in chinese.tokens(sentence, CHINESE_CODES)]
-    tree = lexicon().tree
+    tree, abbreviations = lexicon().tree, lexicon().abbreviations
     tokens: list[tuple[str, str, int, int]] = []
     for match in _TOKEN.finditer(sentence):
         kind = match.lastgroup or ""
         word = match.group()
         if kind == "mark" and word not in _MARKS:
             continue  # hyphens, quotes and full stops join or end words
+        if long := abbreviations.get(word.removesuffix("s")):
+            tokens += [("word", lemma(part), match.start(), match.end()) for part in long]
+            continue
         tokens.append((kind, lemma(word.lower()) if kind == "word" else word, match.start(), match.end()))
     row: list[Span] = []
     position = 0

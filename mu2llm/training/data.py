@@ -74,18 +74,21 @@ def train_studies(
 ) -> list[Study]:
     """The train split without the `share` of its patients that is kept for preferences, or those alone.
 
-    A patient always falls the same way, whatever else the file holds. A share of 0 keeps nobody: then both
-    are the whole split. Raises `ValueError` where nobody is left.
+    The same patients always fall the same way, also when others are added; of two or more, one at least falls
+    each way. A share of 0 keeps nobody: then both are the whole split. Raises `ValueError` where the split
+    has no study, or a single patient to part.
     """
     train = [study for study in studies.values() if study.split == "train"]
     if not train:
         raise ValueError("the studies file holds no study of the train split")
-    if share:
-        train = [study for study in train if (_place(study.patient_id) < share) == for_preferences]
-    if not train:
-        whom = "preferences" if for_preferences else "vision and sft"
-        raise ValueError(f"preference_share: {share} leaves {whom} no study of the train split; change it")
-    return train
+    if not share:
+        return train
+    place = {study.patient_id: _place(study.patient_id) for study in train}
+    first, *others = sorted(place, key=lambda patient: place[patient])
+    if not others:
+        raise ValueError(f"preference_share: {share} cannot part the train split's only patient; set it to 0")
+    kept = {first} | {patient for patient in others[:-1] if place[patient] < share}
+    return [study for study in train if (study.patient_id in kept) == for_preferences]
 
 
 def _place(patient: str) -> float:

@@ -5,6 +5,7 @@ A refusal names the series by a short hash of its UID and says the cause.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -26,6 +27,7 @@ _HEADER = (
     "ImageOrientationPatient",
     "ImageType",
     "Modality",
+    "SOPClassUID",
     "SeriesInstanceUID",
     "FrameOfReferenceUID",
     "NumberOfFrames",
@@ -49,6 +51,7 @@ class Slice:
     numbers: dict[str, np.ndarray]  # Rows, Columns, PixelSpacing (2), position (3), direction (6), rescale
 
 
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its kinds, .1 to .4
 WIDEST_GAP = 20.0  # mm; a wider one is not filled in: what stands in it is anyone's guess
 
 
@@ -56,7 +59,8 @@ def read_series(sources: Sequence[tuple[str, Opener]], source: str, allow_gaps: 
     """Reads the one CT series among `sources`: pairs of a name and a function that opens it.
 
     Returns array (X, Y, Z) = (column, row, slice), int16 HU where it fits. Left out: files that are not
-    DICOM, objects without pixels (structured reports ...), localizers. Raises VolumeError for all else that
+    DICOM, objects without pixels (structured reports ...), localizers, pictures without a place (dose sheets,
+    screen shots). Raises VolumeError for all else that
     is not one evenly spaced stack of slices: several series, missing or doubled slices, gantry tilt, slices
     that differ in size, direction or pixel spacing, other modalities, multi-frame objects, MONOCHROME1,
     unknown rescale, pixels that do not decode. With `allow_gaps`, missing and unevenly spaced slices are no
@@ -68,17 +72,15 @@ def read_series(sources: Sequence[tuple[str, Opener]], source: str, allow_gaps: 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     read = [_read_header(name, opener, source) for name, opener in sources]
     dicom = [part for part in read if part is not None]
-    slices = [
-        part for part in dicom if part.numbers["Rows"].size and "LOCALIZER" not in part.words["ImageType"]
-    ]
+    slices = [part for part in dicom if _may_be_slice(part)]
     if not slices:
-        found = f"of {len(read)} files {len(dicom)} are DICOM, localizers do not count"
+        found = f"of {len(read)} files {len(dicom)} are DICOM, localizers and dose sheets do not count"
         raise VolumeError(f"{source}: no CT slice in it; {found}")
-    uids = sorted({part.words["SeriesInstanceUID"] for part in slices})
+    uids = Counter(part.words["SeriesInstanceUID"] for part in slices)
     if len(uids) > 1:
-        names = ", ".join(short_hash(uid) for uid in uids[:5])
+        names = ", ".join(f"{short_hash(uid)} of {count} slices" for uid, count in uids.most_common(5))
         raise VolumeError(f"{source}: {len(uids)} series mixed ({names}); give one series at a time")
-    label = f"{source}, series {short_hash(uids[0])}"
+    label = f"{source}, series {short_hash(next(iter(uids)))}"
     _check_alike(slices, label)
     order, affine, depths = _stack(slices, label, allow_gaps)
     array, filled = _decode([slices[i] for i in order], label), ""
@@ -86,6 +88,12 @@ def read_series(sources: Sequence[tuple[str, Opener]], source: str, allow_gaps: 
         array, filled = _resample(array, depths, label)
         affine[:3, 2] *= (len(depths) - 1) / (array.shape[2] - 1)
     return check_volume(Volume(array, affine, source, filled=filled))
+
+
+def _may_be_slice(part: Slice) -> bool:
+    picture = part.words["SOPClassUID"].startswith(SECONDARY_CAPTURE)
+    placed = part.numbers["ImagePositionPatient"].size or not picture
+    return bool(part.numbers["Rows"].size and placed and "LOCALIZER" not in part.words["ImageType"])
 
 
 def short_hash(uid: str) -> str:
@@ -114,6 +122,7 @@ def _read_header(name: str, opener: Opener, source: str) -> Slice | None:
         words = (
             "ImageType",
             "Modality",
+            "SOPClassUID",
             "SeriesInstanceUID",
             "FrameOfReferenceUID",
             "PhotometricInterpretation",

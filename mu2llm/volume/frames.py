@@ -1,18 +1,22 @@
 """From a volume to the frames that the model reads: (T, K, S, S) in [0, 1]."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from .body import body_box
 from .read import load_volume
-from .resample import average_or_interpolate, resample, smooth_and_interpolate
+from .resample import average_or_interpolate, of_type, resample, smooth_and_interpolate
 from .volume import Volume, VolumeError
 
 Window = Sequence[tuple[float, float]]
+
+# HU → grey: the plain window, all tissues alike.
+PLAIN_WINDOW: Window = ((-1000, 0.0), (1000, 1.0))
 
 # HU → grey: lung, fat, soft tissue and bone or calcium each keep a share of the range.
 SOFT_LUNG_WINDOW: Window = (
@@ -33,7 +37,8 @@ def prepare_frames(
     size: int = 256,
     depth: int = 256,
     frame_slices: int = 32,
-    window: Window = SOFT_LUNG_WINDOW,
+    window: Window = PLAIN_WINDOW,
+    crop_to_body: bool = True,
 ) -> np.ndarray:
     """Makes the frames of one volume: float32 (T, K, S, S) in [0, 1], T = depth / frame_slices, S = size.
 
@@ -42,22 +47,29 @@ def prepare_frames(
         percentiles scaled to [0, 1], cropped to what is above 0, in-plane resize by one ratio, up to `depth`
         slices kept, more resized to `depth`, zeros behind. Axes: slice, then the array's first and second
         axis as stored; orientation and spacing play no part.
-    mode "hu": for new models. The volume in RAS, HU mapped to grey by the curve `window` (knots of rising HU
-        with their grey), padded with air to a square in mm, resampled to depth × size × size. Axes: z, y, x;
-        index 0 is the lower, back and left end of the patient.
+    mode "hu": for new models. The volume in RAS, cut to the body and a centimetre around it (`crop_to_body`),
+        HU mapped to grey by the curve `window` (knots of rising HU with their grey), padded with air to a
+        square in mm, resampled to depth × size × size. Axes: z, y, x; index 0 is the lower, back and left
+        end of the patient.
 
     Raises VolumeError for a volume that cannot be read, ValueError for settings that make no sense.
     """
-    recipe(mode, size, depth, frame_slices, window)
+    recipe(mode, size, depth, frame_slices, window, crop_to_body)
     volume = path if isinstance(path, Volume) else load_volume(path)
-    slices = (
-        _published(volume, size, depth) if mode == "published" else _hounsfield(volume, size, depth, window)
-    )
+    if mode == "published":
+        slices = _published(volume, size, depth)
+    else:
+        slices = _hounsfield(volume, size, depth, window, crop_to_body)
     return slices.reshape(depth // frame_slices, frame_slices, size, size)
 
 
 def recipe(
-    mode: str, size: int, depth: int, frame_slices: int, window: Window = SOFT_LUNG_WINDOW
+    mode: str,
+    size: int,
+    depth: int,
+    frame_slices: int,
+    window: Window = PLAIN_WINDOW,
+    crop_to_body: bool = True,
 ) -> dict[str, object]:
     """All that decides how the frames of a volume look, for JSON: equal recipes give equal frames.
 
@@ -74,7 +86,9 @@ def recipe(
         if len(hounsfield) < 2 or (np.diff(hounsfield) <= 0).any() or greys.min() < 0 or greys.max() > 1:
             raise ValueError(f"window {window} must have two or more knots of rising HU with greys in [0, 1]")
     shape = {"recipe": RECIPE, "mode": mode, "size": size, "depth": depth, "frame_slices": frame_slices}
-    return shape if mode == "published" else shape | {"window": [list(knot) for knot in window]}
+    if mode == "published":
+        return shape
+    return shape | {"window": [list(knot) for knot in window], "crop_to_body": crop_to_body}
 
 
 def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
@@ -89,7 +103,7 @@ def _published(volume: Volume, size: int, depth: int) -> np.ndarray:
     array = volume.array[box]
     x, y, z = (smooth_and_interpolate(n, m) for n, m in zip(array.shape, (height, width, kept), strict=True))
     out = np.zeros((depth, size, size), np.float32)
-    resample(array, _of_type(array.dtype, grey), (x, y, z), out[:kept, :height, :width])
+    resample(array, of_type(array.dtype, grey), (x, y, z), out[:kept, :height, :width])
     return np.clip(out, 0, 1, out=out)
 
 
@@ -100,14 +114,6 @@ def _tell_axes(codes: str) -> None:
         "other sides) stand otherwise than the model knows them",
         codes,
     )
-
-
-def _of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """`grey` to float32; of int16 by a table of all its values."""
-    if dtype != np.int16:
-        return lambda values: grey(values).astype(np.float32)
-    table = grey(np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64)).astype(np.float32)
-    return lambda values: table[values.view(np.uint16)]
 
 
 def published_plan(
@@ -166,7 +172,7 @@ def _histogram(array: np.ndarray) -> np.ndarray:
     return np.roll(counts, 32768)
 
 
-def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.ndarray:
+def _hounsfield(volume: Volume, size: int, depth: int, window: Window, crop_to_body: bool) -> np.ndarray:
     """(depth, size, size) in z, y, x of RAS."""
     if volume.intensity != "hu":
         raise VolumeError(
@@ -181,13 +187,14 @@ def _hounsfield(volume: Volume, size: int, depth: int, window: Window) -> np.nda
     def grey(values: np.ndarray) -> np.ndarray:
         return np.interp(values, hounsfield, greys) - air
 
-    extents = [n * mm for n, mm in zip(ras.array.shape, ras.spacing, strict=True)]
+    array = ras.array[body_box(ras)] if crop_to_body else ras.array
+    extents = [n * mm for n, mm in zip(array.shape, ras.spacing, strict=True)]
     square = max(extents[0], extents[1])
     along = (
-        average_or_interpolate(ras.array.shape[1], ras.spacing[1], size, square),
-        average_or_interpolate(ras.array.shape[0], ras.spacing[0], size, square),
-        average_or_interpolate(ras.array.shape[2], ras.spacing[2], depth, extents[2]),
+        average_or_interpolate(array.shape[1], ras.spacing[1], size, square),
+        average_or_interpolate(array.shape[0], ras.spacing[0], size, square),
+        average_or_interpolate(array.shape[2], ras.spacing[2], depth, extents[2]),
     )
     out = np.full((depth, size, size), air, np.float32)
-    resample(ras.array.transpose(1, 0, 2), _of_type(ras.array.dtype, grey), along, out)
+    resample(array.transpose(1, 0, 2), of_type(array.dtype, grey), along, out)
     return np.clip(out, 0, 1, out=out)

@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from .frames import SOFT_LUNG_WINDOW, Window, published_plan
+from .body import body_box
+from .frames import PLAIN_WINDOW, Window, published_plan
 from .volume import Volume
 
 
@@ -17,7 +18,8 @@ def to_volume(
     size: int = 256,
     depth: int = 256,
     frame_slices: int = 32,
-    window: Window = SOFT_LUNG_WINDOW,
+    window: Window = PLAIN_WINDOW,
+    crop_to_body: bool = True,
 ) -> np.ndarray:
     """Values on the frames' grid (T, K, S, S) → float32 on the volume's own voxels (X, Y, Z), linear between.
 
@@ -42,15 +44,18 @@ def to_volume(
     import nibabel.orientations as turn
 
     ras = volume.to_ras()
-    extents = [n * mm for n, mm in zip(ras.array.shape, ras.spacing, strict=True)]
+    cut = body_box(ras) if crop_to_body else (slice(None),) * 3
+    shape = ras.array[cut].shape
+    extents = [n * mm for n, mm in zip(shape, ras.spacing, strict=True)]
     square = max(extents[0], extents[1])
     along = []
     for n, mm, extent, cells in zip(
-        ras.array.shape, ras.spacing, (square, square, extents[2]), (size, size, depth), strict=True
+        shape, ras.spacing, (square, square, extents[2]), (size, size, depth), strict=True
     ):
         from_face = (np.arange(n) + 0.5) * mm + (extent - n * mm) / 2
         along.append(_interpolate(from_face / extent * cells - 0.5, cells))
-    out = _apply(stack.transpose(2, 1, 0), along)
+    out = np.zeros(ras.array.shape, np.float32)
+    out[cut] = _apply(stack.transpose(2, 1, 0), along)
     back = turn.ornt_transform(turn.axcodes2ornt("RAS"), turn.io_orientation(volume.affine))
     return np.ascontiguousarray(turn.apply_orientation(out, back))
 

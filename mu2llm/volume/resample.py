@@ -6,6 +6,7 @@ is never copied and never made float at once.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -56,15 +57,24 @@ def average_or_interpolate(n_in: int, spacing: float, n_out: int, extent: float)
     return np.where(inside, np.clip(weight, 0, None), 0.0)
 
 
+def of_type(dtype: np.dtype, grey: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """`grey` to float32; of int16 by a table of all its values."""
+    if dtype != np.int16:
+        return lambda values: grey(values).astype(np.float32)
+    table = grey(np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64)).astype(np.float32)
+    return lambda values: table[values.view(np.uint16)]
+
+
 def resample(
     array: np.ndarray,
     grey: Callable[[np.ndarray], np.ndarray],
-    along: tuple[np.ndarray, np.ndarray, np.ndarray],
+    along: tuple[Any, Any, Any],
     out: np.ndarray,
 ) -> None:
     """Adds (X, Y, Z) of any type, resampled, to `out` (Z', X', Y') float32.
 
-    `grey` turns one slice into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z).
+    `grey` turns one slice into float32 values; `along` holds the matrices (X', X), (Y', Y), (Z', Z),
+    dense or sparse.
     """
     from scipy.sparse import csr_array
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+LONGEST = 16_384  # voxels along an axis; a whole body at 0.25 mm has 8,000 slices
+
 
 class VolumeError(ValueError):
     """A file or folder that is not a sound CT volume. The message is one line: which one, why, what to do."""
@@ -74,6 +76,8 @@ def check_volume(volume: Volume) -> Volume:
     array, name = volume.array, volume.source
     if min(array.shape) < 2:
         raise VolumeError(f"{name}: {' × '.join(map(str, array.shape))} voxels is one slice, not a volume")
+    if max(array.shape) > LONGEST:
+        raise VolumeError(f"{name}: {max(array.shape):,} voxels along one axis; no CT has over {LONGEST:,}")
     if not np.isfinite(volume.affine).all() or not all(0.01 <= mm <= 100 for mm in volume.spacing):
         sizes = " × ".join(f"{mm:.4g}" for mm in volume.spacing)
         raise VolumeError(f"{name}: voxels of {sizes} mm are no CT's; correct the header's spacing")

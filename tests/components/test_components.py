@@ -13,10 +13,11 @@ from mu2llm import __version__
 
 FOLDERS = sorted(path.parent for path in Path(mu2llm.components.__file__).parent.glob("*/component.py"))
 STEPS = {"ingest", "corpus", "vision", "sft", "preferences", "dpo", "evaluate", "register", "gate", "deploy"}
+BESIDE = {"green"}  # no step of the pipeline
 
 
 def test_every_step_is_there() -> None:
-    assert {folder.name for folder in FOLDERS} == STEPS
+    assert {folder.name for folder in FOLDERS} == STEPS | BESIDE
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -61,6 +62,29 @@ def test_ingest_runs_as_a_function(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "studies" / "ingest.json").read_text())["studies"] == 4
     assert metrics.metadata["studies"] == 4
     assert studies.metadata["dataset"] == "phantom"
+
+
+def test_green_scores_files_and_folders_of_reports(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from mu2llm.components.green.component import green
+
+    (tmp_path / "references.txt").write_text("The heart is enlarged.\nNo nodule.\n")
+    (tmp_path / "drafts").mkdir()
+    rows = [{"report": "Cardiomegaly."}, {"report": "Nodule in the left lung, 8 mm."}]
+    (tmp_path / "drafts" / "reports.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    scores = dsl.Dataset(uri=str(tmp_path / "scores"))
+    metrics = dsl.Metrics(uri=str(tmp_path / "metrics"))
+    green.python_func(
+        references=dsl.Dataset(uri=str(tmp_path / "references.txt")),
+        candidates=dsl.Dataset(uri=str(tmp_path / "drafts")),
+        settings={"judge": "rules", "resamples": 50.0},
+        scores=scores,
+        metrics=metrics,
+    )
+    assert (metrics.metadata["green"], metrics.metadata["pairs"]) == (0.5, 2)
+    assert scores.metadata["judge"] == "rules"
+    lines = (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()
+    assert [json.loads(line)["green"] for line in lines] == [1.0, 0.0]
+    assert "mu2: GREEN 0.500" in capsys.readouterr().out
 
 
 def test_a_refusal_tells_the_reasons(capsys: pytest.CaptureFixture) -> None:

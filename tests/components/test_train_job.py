@@ -255,6 +255,7 @@ def test_the_component_lays_out_what_the_pods_read(
         settings={"preset": "tiny", "nproc": 2.0},
         job={"nodes": 2.0, "gpus": 1.0, "hours": 1.0, "every": 0.001},
         work=str(work),
+        tracking_uri="http://mlflow:5000",
         model=model,
         metrics=metrics,
     )
@@ -265,4 +266,5 @@ def test_the_component_lays_out_what_the_pods_read(
     for name in ("studies", "model", "out", "cache"):
         assert Path(settings[name]).is_relative_to(work), name
     assert Path(settings["studies"]).read_text() == (tmp_path / "studies" / "studies.jsonl").read_text()
+    assert settings["tracking_uri"] == "http://mlflow:5000"
     assert metrics.metadata["steps"] == 3 and (tmp_path / "model" / "config.json").is_file()

@@ -11,6 +11,8 @@ EVIDENCE = {
     "S4": "Metastasis cannot be excluded.",
     "S5": "Trachea and main bronchi are open.",
     "S6": "No large ascites.",
+    "S7": "No change in the 6 mm nodule in the left lower lobe since 03/12/2019.",
+    "S8": "The right ventricle is dilated without effusion.",
 }
 
 
@@ -42,6 +44,10 @@ def sample(answer, **changes):
         "There is a lung nodule and a left pleural effusion [S1, S2].",
         "Right lung nodule [S1]. Left pleural effusion [S2].",
         "No large ascites [S6].",
+        "The 6 mm nodule in the left lower lobe shows no change [S7].",
+        "There is no change in the nodule in the left lower lobe since 03/12/2019 [S7].",
+        "The right ventricle is dilated [S8].",
+        "This rests on: The right ventricle is dilated without effusion [S8].",
         "The report asks for no follow-up [S5].",
     ],
 )
@@ -75,6 +81,13 @@ def test_what_the_evidence_bears_out_is_sound(answer):
         ("No ascites [S6].", "denied more widely"),
         ("Trachea and main bronchi are not open [S5].", "negation"),
         ("Trachea and main bronchi are possibly open [S5].", "doubt"),
+        ("The lung nodule is not in the right upper lobe [S1][S7].", "negation"),
+        ("The lung nodule is not definite [S1].", "not uncertain"),
+        ("The metastasis is not only suspected [S4].", "negation"),
+        ("Change in the 6 mm nodule in the left lower lobe since 03/12/2019 [S7].", "negation"),
+        ("No change in the 6 mm nodule in the left lower lobe since 12/12/2019 [S7].", "number 12"),
+        ("This rests on: The left ventricle is dilated without effusion [S8].", "sides"),
+        ("The right ventricle is not dilated without effusion [S8].", "negation"),
         ("The oesophagus is open [S5].", "words"),
         ("No, there is a lung nodule [S1].", "the answer says No"),
         ("Yes, there is no pericardial effusion [S3].", "the answer says Yes"),

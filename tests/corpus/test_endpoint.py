@@ -19,7 +19,7 @@ from tests.corpus.corpus_server import CorpusServer
 from tests.corpus.made_studies import study
 
 FILES = ("samples.jsonl", "drops.jsonl", "corpus.json")
-QUICK = {"timeout": 1.0, "pause": 0.02}
+QUICK = {"timeout": 30.0, "pause": 0.02}
 PASSING = ("429", "500", "502", "reset", "cut", "truncated", "empty", "unclosed", "language")
 HARMLESS = ("prose", "think")
 
@@ -115,7 +115,7 @@ def test_slow_troubles(some, tmp_path, kind):
     folder, every, _ = some
     with CorpusServer(every) as server:
         server.plan = lambda *_: kind if server.told[kind] < 2 else ""
-        build(some, tmp_path, server)
+        build(some, tmp_path, server, asking=QUICK | {"timeout": 4.0 if kind == "late" else 30.0})
     assert written(tmp_path) == written(folder / "out")
     assert server.told[kind] and set(server.paid.values()) == {1}
 

@@ -76,6 +76,25 @@ def test_a_report_without_impression_and_follow_up_says_so():
     assert answer.endswith("Follow-up Rationale:\nThe report asks for no follow-up.")
 
 
+def test_advice_is_that_of_the_finding_before_it():
+    findings = "Mild cardiomegaly. A 12 mm nodule in the right upper lobe. No pleural effusion."
+    advice = "1. Right upper lobe nodule. PET/CT is recommended. 2. Cardiomegaly."
+    result = work(study("e", findings, advice), Rules())
+    assert [(question, answer) for question, answer in asked(result).items() if "PET/CT" in answer] == [
+        ("What follow-up is advised for the lung nodule?", "PET/CT is recommended.")
+    ]
+    assert result["gaps"] == result["drops"] == []
+
+
+@pytest.mark.parametrize("impression", ["Follow-up is advised.", "1. Lung nodule.\n2. Follow-up is advised."])
+def test_advice_that_follows_no_finding_is_for_all_and_no_duplicate(impression):
+    findings = "Mild cardiomegaly. A 12 mm nodule in the right upper lobe."
+    result = work(study("f", findings, impression), Rules())
+    about = [question for question, answer in asked(result).items() if answer == "Follow-up is advised."]
+    assert ["cardiomegaly" in question for question in about] == [True, False]
+    assert result["gaps"] == result["drops"] == []
+
+
 def test_the_report_sample_is_the_report():
     report = work(study("d", "No effusion.", "Impression: Normal examination."), Rules())["samples"][0]
     assert report["question"] == "Write the radiology report of this CT."

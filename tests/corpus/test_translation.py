@@ -12,7 +12,7 @@ from mu2llm.data.records import Sample, read_jsonl, write_jsonl
 from tests.corpus.corpus_server import CorpusServer
 from tests.corpus.made_studies import study
 
-QUICK = {"timeout": 2.0, "pause": 0.01, "tries": 2}
+QUICK = {"timeout": 30.0, "pause": 0.01, "tries": 2}
 REPORT = "There is a 5 mm nodule in the right upper lobe. No pleural effusion."
 CHINESE = {
     "There is a 5 mm nodule in the right upper lobe.": "右肺上叶见一5 mm结节。",

@@ -64,6 +64,23 @@ def make(tmp_path, save_ct, write_table):
     return make
 
 
+def test_rows_of_side_tables_with_too_many_fields_are_rejected_by_table_and_row(make, tmp_path):
+    names = ["train_1_a_1.nii.gz", "train_2_a_1.nii.gz", "valid_1_a_1.nii.gz"]
+    root = make(names)
+    for table in ("metadata/train_metadata.csv", "multi_abnormality_labels/train_predicted_labels.csv"):
+        lines = (root / "dataset" / table).read_text().splitlines()
+        (root / "dataset" / table).write_text("\n".join([lines[0], f"{lines[1]},1", *lines[2:]]))
+    ingest("ct-rate", root, tmp_path / "out")
+    studies, rejects = (
+        [json.loads(line) for line in (tmp_path / "out" / name).read_text().splitlines()]
+        for name in ("studies.jsonl", "rejects.jsonl")
+    )
+    assert [study["labels"] is None for study in studies] == [True, False, False]
+    assert ["sex" in study["meta"] for study in studies] == [False, True, True]
+    found = {(reject["volume"], reject["row"]) for reject in rejects}
+    assert found == {("train_metadata.csv", 2), ("train_predicted_labels.csv", 2)}
+
+
 def test_version_2_is_hu_and_is_not_rescaled(make, tmp_path, read_out):
     names = ["train_1_a_1.nii.gz", "train_1_a_2.nii.gz", "train_2_a_1.nii.gz", "valid_1_a_1.nii.gz"]
     root = make(names, report={names[2]: {"Impressions_EN": "Not given."}})
@@ -192,7 +209,7 @@ def test_one_value_of_padding_does_not_reject_a_scan(make, tmp_path, read_out, s
 
 
 def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, read_out):
-    good, names = "train_1_a_1.nii.gz", [f"train_{p}_a_1.nii.gz" for p in range(2, 8)]
+    good, names = "train_1_a_1.nii.gz", [f"train_{p}_a_1.nii.gz" for p in range(2, 9)]
     nothing = {"Findings_EN": "Not given.", "Impressions_EN": ""}
     root = make(
         [good, *names],
@@ -204,6 +221,7 @@ def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, read
     whole = path_of(root, names[4]).read_bytes()
     path_of(root, names[4]).write_bytes(whole[: len(whole) // 2])
     (root / "dataset/metadata/no_chest_train.txt").write_text(f"train/train_7/train_7_a/{names[5]}\n")
+    (root / "dataset/no_chest_train.txt").write_text(f"{names[6]}\n")
     reports = root / "dataset/radiology_text_reports/train_reports.csv"
     with reports.open("a") as file:
         file.write(f"../../secret.nii.gz,,,a,b\n{good},,,a,b\nvalid_9_a_1.nii.gz,,,a,b\n")
@@ -216,6 +234,7 @@ def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, read
     assert rejects[names[3]].startswith("no such file: neither train_fixed/train_5/train_5_a/")
     assert "cut short or damaged" in rejects[names[4]]
     assert "no CT of the chest" in rejects[names[5]]
+    assert "no CT of the chest" in rejects[names[6]]
     assert "not of the form" in rejects["../../secret.nii.gz"]
     assert "not of the form" in rejects["valid_9_a_1.nii.gz"], "a validation volume in the training table"
     assert rejects[good] == "volume already stands in row 2"

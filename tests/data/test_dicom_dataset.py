@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -184,6 +185,22 @@ def test_keys_and_options_that_are_wrong(tmp_path, monkeypatch, capsys, variable
     err = capsys.readouterr().err
     assert cause in err and err.count("\n") == 1
     assert KEY not in err
+
+
+def test_an_export_with_a_dicomdir_and_windows_paths(tmp_path):
+    from pydicom.uid import MediaStorageDirectoryStorage
+
+    root = tmp_path / "set"
+    series(root / "PAT1" / "S1", "1.2.1", "P1")
+    series(root / "PAT1" / "S2", "1.2.2", "P1")
+    directory = pydicom.dcmread(next((root / "PAT1" / "S1").iterdir()))
+    del directory.Rows, directory.PixelData
+    directory.file_meta.MediaStorageSOPClassUID = directory.SOPClassUID = MediaStorageDirectoryStorage
+    directory.save_as(root / "DICOMDIR")
+    table(root, "PAT1\\S1,Clear.,,", ".\\PAT1\\S2\\,Clear.,,")
+    ingest("dicom", root, tmp_path / "out")
+    studies, rejects = read(tmp_path / "out")
+    assert (sorted(studies), rejects) == ([2, 3], [])
 
 
 def test_no_part_of_a_cell_with_quotes_is_in_the_rejects(tmp_path, caplog):

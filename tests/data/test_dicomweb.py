@@ -21,6 +21,7 @@ from mu2llm.cli import main
 from mu2llm.data import dicom, dicomweb
 from mu2llm.data.ingest import ingest
 from mu2llm.data.records import Study, read_jsonl
+from mu2llm.data.tables import RowError
 from mu2llm.volume import load_volume
 from tests.dicom_series import write_series
 from tests.orthanc import PASSWORD, USER, orthanc
@@ -209,6 +210,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == "short":  # whole parts, but fewer of them
             boundary = b"--" + re.search(r'boundary="?([^";]+)', kind)[1].encode()
             body = boundary.join(body.split(boundary)[:4]) + boundary + b"--\r\n"
+        if fault == "deflated":
+            kind, body = "multipart/related; boundary=x", b"--x\r\n\r\n%b\r\n--x--\r\n" % deflated()
+        if fault == "deflated, alone":
+            kind, body = "application/dicom", deflated()
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -220,6 +225,38 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *words):
         pass
+
+
+def deflated():
+    """A slice of 128 KiB of zeros in a few hundred bytes."""
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = pydicom.uid.CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = "1.2.3"
+    ds.add_new("PixelData", "OW", b"\0" * (128 << 10))
+    ds.save_as(buffer := io.BytesIO(), enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("fault", ["deflated", "deflated, alone"])
+def test_an_object_that_inflates_to_more_than_a_slice_is_not_unpacked(pacs, tmp_path, monkeypatch, fault):
+    monkeypatch.setattr("mu2llm.volume.encoded.MAX_INFLATED", 64 << 10)
+    monkeypatch.setattr(pydicom, "dcmread", None)
+    with Proxy(pacs.port, [fault]) as proxy:
+        remote = dicomweb.Remote(proxy.root, STUDY, f"{STUDY}.1", 8)
+        with pytest.raises(RowError, match="an object of it is no slice: it inflates to over 0 MiB"):
+            list(dicomweb.objects(remote))
+
+
+def test_such_a_series_is_rejected_and_the_rest_goes_on(pacs, tmp_path, monkeypatch):
+    monkeypatch.setattr("mu2llm.volume.encoded.MAX_INFLATED", 64 << 10)
+    with Proxy(pacs.port, ["deflated"]) as proxy:
+        reports = table(tmp_path, f",{STUDY}.1,,Clear.,", f",{OTHER}.1,,Clear.,")
+        ingest("dicom", proxy.root, tmp_path / "out", reports=reports, workers=1)
+    ((study,), rejects) = read(tmp_path / "out")
+    assert study.meta["row"] == 3
+    assert rejects == [(2, "an object of it is no slice: it inflates to over 0 MiB, more than a slice has")]
 
 
 @pytest.mark.parametrize("fault", ["cut", "short", "reset", "500", "503"])

@@ -58,6 +58,50 @@ def test_tables_as_excel_saves_them(tmp_path):
     assert study.report.text == "Clear lungs, normal heart."
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_whose_names_hold_commas_need_no_commas_between_them(tmp_path, separator):
+    reports = f'volume{separator}report{separator}"remarks, if any"\na.nii.gz{separator}"Clear; normal."\n'
+    labels = f'volume{separator}"lung nodule, right"{separator}emphysema\na.nii.gz{separator}1{separator}0\n'
+    ((study,), rejects) = read_folder(folder(tmp_path, reports, labels))
+    assert (study.report.text, study.labels) == ("Clear; normal.", {"lung nodule, right": 1, "emphysema": 0})
+    assert rejects == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_tables_of_any_line_ends_and_unicode_encoding_are_the_same(tmp_path, encoding, ends):
+    root = folder(tmp_path, "")
+    text = 'volume,report\na.nii.gz,"Größe normal.\nKein Erguss."\nb.nii.gz,正常\n'.replace("\n", ends)
+    (root / "reports.csv").write_bytes(text.encode(encoding))
+    studies, rejects = read_folder(root)
+    assert [study.report.text for study in studies] == ["Größe normal.\nKein Erguss.", "正常"]
+    assert rejects == []
+
+
+def test_tables_whose_names_have_capitals(tmp_path):
+    root = folder(tmp_path, "volume,report\na.nii.gz,Emphysema.\n", "volume,emphysema\na.nii.gz,1\n")
+    (root / "reports.csv").rename(root / "Reports.CSV")
+    (root / "labels.csv").rename(root / "LABELS.csv")
+    ((study,), rejects) = read_folder(root)
+    assert (study.report.text, study.labels, rejects) == ("Emphysema.", {"emphysema": 1}, [])
+    (root / "REPORTS.csv").touch()
+    with pytest.raises(FileNotFoundError, match=r"reports\.csv is missing"):
+        read_folder(root)
+
+
+def test_paths_as_windows_and_shells_write_them(tmp_path):
+    volumes = ("ct/a.nii.gz", "ct/b.nii.gz", "ct/c.NII.GZ", "d\\d.nii.gz")
+    rows = ("ct\\a.nii.gz", "./ct/b.nii.gz", "ct//c.NII.GZ", "d\\d.nii.gz", "ct/a.nii.gz", "..\\x.nii.gz")
+    table = "volume,report\n" + "".join(f"{row},Clear.\n" for row in rows)
+    labels = "volume,emphysema\nct/a.nii.gz,1\nct\\b.nii.gz,0\n"
+    root = folder(tmp_path / "set", table, labels, volumes)
+    studies, rejects = read_folder(root)
+    assert [study.volume for study in studies] == [str(root / name) for name in volumes]
+    assert [study.study_id for study in studies[:3]] == ["a", "b", "c"]
+    assert [study.labels for study in studies[:2]] == [{"emphysema": 1}, {"emphysema": 0}]
+    assert [(line["volume"], line["row"]) for line in rejects] == [("ct/a.nii.gz", 6), ("../x.nii.gz", 7)]
+
+
 def test_bad_rows_are_rejected_by_name_and_the_rest_goes_on(tmp_path):
     (tmp_path / "elsewhere.nii.gz").touch()
     root = folder(
@@ -101,7 +145,16 @@ def test_a_row_with_too_many_fields_is_rejected_and_a_long_report_is_taken(tmp_p
     ((study,), (reject,)) = read_folder(root)
     assert (study.study_id, study.meta["row"], study.report.text) == ("b", 3, long.strip())
     assert (reject["volume"], reject["row"]) == ("reports.csv", 2)
-    assert reject["reason"] == "more fields than columns; quote texts that hold commas"
+    assert reject["reason"] == "more fields than reports.csv has columns; quote texts that hold commas"
+
+
+def test_a_row_of_labels_with_too_many_fields_is_rejected_and_the_others_are_read(tmp_path):
+    labels = "volume,emphysema\na.nii.gz,1,0\nb.nii.gz,1\n"
+    root = folder(tmp_path, "volume,report\na.nii.gz,Clear.\nb.nii.gz,Emphysema.\n", labels)
+    studies, (reject,) = read_folder(root)
+    assert {study.study_id: study.labels for study in studies} == {"a": None, "b": {"emphysema": 1}}
+    assert (reject["volume"], reject["row"]) == ("labels.csv", 2)
+    assert reject["reason"] == "more fields than labels.csv has columns; quote texts that hold commas"
 
 
 def test_words_for_nothing_are_no_texts_and_no_ids(tmp_path):
@@ -170,6 +223,8 @@ def test_volumes_of_the_same_name_are_told_apart_by_their_path(tmp_path):
         ("scan,text\na.nii.gz,Clear.\n", "no column volume and no report; it needs volume, report"),
         ("", "has no column volume and no report; it needs volume, report and has none"),
         ('volume,report\na.nii.gz,"Clear.\n', "quote texts that hold commas"),
+        ("volume,report,Report\na.nii.gz,A.,B.\n", "has 2 columns report; rename all but one"),
+        ("volume,report,split,split\na.nii.gz,A.,,\n", "has 2 columns split"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_is_an_error(tmp_path, table, cause):

@@ -293,6 +293,42 @@ def test_a_volume_too_large_for_the_memory_is_a_reject(tmp_path, monkeypatch):
     assert "not enough memory" in told["reason"]
 
 
+def test_a_second_ingest_replaces_that_of_its_root_and_never_another(tmp_path):
+    rows = dataset(tmp_path / "first", 3)
+    dataset(tmp_path / "second", 2)
+    ingest("folder", tmp_path / "first", tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match=r"out holds 3 studies of another --root \(folder\), .* be lost"):
+        ingest("folder", tmp_path / "second", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    reports(tmp_path / "first", rows[:2])
+    assert ingest("folder", f"{tmp_path}/second/../first/", tmp_path / "out")["studies"] == 2
+    reports(tmp_path / "first", ["none.nii.gz,Clear."])
+    with pytest.raises(ValueError, match="none of 1 rows"):
+        ingest("folder", tmp_path / "first", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "deidentification.json",
+        "rejects.jsonl",
+    ]
+    assert ingest("folder", tmp_path / "second", tmp_path / "out")["studies"] == 2
+
+
+def test_dicom_of_another_root_deletes_no_series(tmp_path, monkeypatch):
+    from tests.dicom_series import write_series
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    for name in ("meier", "other"):
+        write_series(tmp_path / name / "a")
+        reports(tmp_path / name, ["a,Clear lungs."])
+    summary = ingest("dicom", tmp_path / "meier", tmp_path / "out")
+    (volume,) = (tmp_path / "out" / "volumes").iterdir()
+    with pytest.raises(ValueError, match=r"another --root \(dicom\)"):
+        ingest("dicom", tmp_path / "other", tmp_path / "out")
+    assert list((tmp_path / "out" / "volumes").iterdir()) == [volume]
+    monkeypatch.setenv("MU2_DEID_KEY", "fedcba9876543210fedcba9876543210-test")
+    assert ingest("dicom", tmp_path / "meier", tmp_path / "two")["source"] != summary["source"], "keyed"
+
+
 def test_another_dataset_does_not_overwrite_a_de_identified_one(tmp_path, monkeypatch):
     from tests.dicom_series import write_series
 

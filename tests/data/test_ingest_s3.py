@@ -1,6 +1,8 @@
 """A dataset in the object store is ingested into the object store, prepared and read from there."""
 
 import json
+import os
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +14,9 @@ from mu2llm.data.frames import FrameCache
 from mu2llm.data.ingest import ingest
 from mu2llm.data.publish import publish
 from mu2llm.data.records import Report, Study, write_jsonl
+from mu2llm.storage import s3
 from mu2llm.volume import prepare_frames
-from tests.s3_server import s3_server
+from tests.s3_server import Proxy, s3_server
 
 
 @pytest.fixture
@@ -66,6 +69,69 @@ def test_from_the_store_into_the_store(lab, tmp_path, save_ct, capsys):
     np.testing.assert_allclose(frames[f"{lab}/set/ct/2.nii.gz"], expected, atol=1e-5)
 
 
+SIZES = ["--mode", "hu", "--size", "16", "--depth", "16", "--frame-slices", "8", "--workers", "1"]
+
+
+@pytest.fixture
+def stored(lab, tmp_path, save_ct, monkeypatch):
+    """The studies of four CTs in the store; what it does not answer is soon given up."""
+    for i in range(4):
+        save_ct(tmp_path / "set" / f"{i}.nii.gz", seed=i)
+    storage.push(tmp_path / "set", f"{lab}/set")
+    studies = [
+        Study(f"s{i}", f"p{i}", "folder", "train", f"{lab}/set/{i}.nii.gz", "hu", Report(""))
+        for i in range(4)
+    ]
+    write_jsonl(tmp_path / "studies.jsonl", studies)
+    monkeypatch.setattr(s3, "RETRIES", 1)
+    monkeypatch.setattr(s3, "_wait", lambda failures: None)
+    return tmp_path / "studies.jsonl"
+
+
+def test_a_store_that_is_down_ends_the_run_in_one_line_and_blames_no_volume(
+    stored, tmp_path, monkeypatch, capsys
+):
+    with Proxy(os.environ["MU2_S3_ENDPOINT"]) as proxy:
+        monkeypatch.setenv("MU2_S3_ENDPOINT", proxy.endpoint)
+        down = threading.Event()
+
+        def fault(method, path):
+            if path.endswith("/2.nii.gz"):
+                down.set()
+            return "503" if down.is_set() else ""
+
+        proxy.fault = fault
+        line = ["data", "prepare", str(stored), *SIZES, "--out", str(tmp_path / "frames")]
+        assert main(line) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert "s3://lab/set/2.nii.gz: the object store does not answer" in err[-1]
+        assert not (tmp_path / "frames" / "rejects.jsonl").exists()
+        assert len(list((tmp_path / "frames").glob("??/*.safetensors"))) == 2, "what was made stays"
+        before = len(proxy.requests)
+        assert main(line) == 2, "nor is each of those asked for that are there"
+        assert len(proxy.requests) - before < 20
+        proxy.fault = lambda method, path: ""
+        assert main(line) == 0
+
+
+def test_an_object_that_alone_does_not_come_is_a_reject(stored, tmp_path, monkeypatch, capsys):
+    with Proxy(os.environ["MU2_S3_ENDPOINT"]) as proxy:
+        monkeypatch.setenv("MU2_S3_ENDPOINT", proxy.endpoint)
+        proxy.fault = lambda method, path: "reset" if path.endswith("/2.nii.gz") else ""
+        assert main(["data", "prepare", str(stored), *SIZES, "--out", str(tmp_path / "frames")]) == 1
+    (told,) = records(tmp_path / "frames" / "rejects.jsonl")
+    assert told["study_id"] == "s2"
+    assert "the object store does not answer" in told["reason"]
+
+
+def test_without_keys_no_volume_is_blamed(stored, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    assert main(["data", "prepare", str(stored), *SIZES, "--out", str(tmp_path / "frames")]) == 2
+    assert "S3 needs AWS_ACCESS_KEY_ID" in capsys.readouterr().err
+    assert not (tmp_path / "frames" / "rejects.jsonl").exists()
+
+
 def test_volumes_that_ingest_wrote_lie_beside_the_studies(lab, tmp_path):
     """As of CT-RATE's version 1, whose stored values become HU in `volumes`."""
     folder = tmp_path / "out"
@@ -90,8 +156,12 @@ def test_what_is_gone_from_the_store_is_gone_from_the_next_ingest(lab, tmp_path,
     (tmp_path / "set" / "reports.csv").write_text("volume,report\n0.nii.gz,Clear.\n1.nii.gz,Clear.\n")
     storage.push(tmp_path / "set", f"{lab}/set")
     assert ingest("folder", f"{lab}/set", tmp_path / "out")["studies"] == 2
+    copy = tmp_path / "out" / "source" / "set" / "0.nii.gz"
+    before = copy.stat()
     storage.remove(f"{lab}/set/1.nii.gz")
     assert ingest("folder", f"{lab}/set", tmp_path / "out")["studies"] == 1
+    assert copy.stat().st_ino == before.st_ino, "it is not fetched again"
+    assert not (tmp_path / "out" / "source" / "set" / "reports.csv").exists(), "its texts are not scrubbed"
 
 
 def test_a_withdrawn_series_is_deleted_in_the_store(lab, tmp_path, monkeypatch):
@@ -116,6 +186,18 @@ def test_a_withdrawn_series_is_deleted_in_the_store(lab, tmp_path, monkeypatch):
     assert ingest("dicom", tmp_path / "set", f"{lab}/out")["studies"] == 1
     (study,) = records(f"{lab}/out/studies.jsonl")
     assert storage.list_files(f"{lab}/out/volumes") == [f"{lab}/out/volumes/mine.txt", study["volume"]]
+
+
+def test_a_folder_of_the_store_is_not_overwritten_by_another_root(lab, tmp_path, save_ct):
+    for name in ("first", "second"):
+        save_ct(tmp_path / name / "0.nii.gz", seed=len(name))
+        (tmp_path / name / "reports.csv").write_text("volume,report\n0.nii.gz,Clear.\n")
+    ingest("folder", tmp_path / "first", f"{lab}/out")
+    before = records(f"{lab}/out/studies.jsonl")
+    with pytest.raises(ValueError, match="s3://lab/out holds 1 studies of another --root"):
+        ingest("folder", tmp_path / "second", f"{lab}/out")
+    assert records(f"{lab}/out/studies.jsonl") == before
+    ingest("folder", tmp_path / "first", f"{lab}/out")
 
 
 def test_a_bucket_that_cannot_be_is_named(lab):

@@ -6,8 +6,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from mu2llm import storage
 from mu2llm.cli import main
 from mu2llm.data.ingest import ingest
+from mu2llm.data.overlap import shared_volumes
+from tests.s3_server import s3_server
 
 
 @pytest.fixture
@@ -63,8 +66,17 @@ def test_user_mistakes(two_sets, tmp_path, capsys):
     assert "study z has no hash of its voxels; ingest it again" in err[2]
 
 
-def test_folders_in_the_store_are_refused():
-    from mu2llm.data.overlap import shared_volumes
-
-    with pytest.raises(ValueError, match="s3://lab/a: overlap reads local folders"):
-        shared_volumes(["s3://lab/a", "s3://lab/b"])
+def test_folders_in_the_store(two_sets, tmp_path, monkeypatch):
+    (tmp_path / "s3" / "lab").mkdir(parents=True)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with s3_server(tmp_path / "s3") as endpoint:
+        monkeypatch.setenv("MU2_S3_ENDPOINT", endpoint)
+        for folder in two_sets:
+            storage.push(folder / "studies.jsonl", f"s3://lab/{folder.name}/studies.jsonl")
+        found = shared_volumes(["s3://lab/one-out/", "s3://lab/two-out/studies.jsonl"])
+        with pytest.raises(FileNotFoundError, match=r"s3://lab/none/studies.jsonl is not there"):
+            shared_volumes(["s3://lab/one-out", "s3://lab/none"])
+    assert found["shared"][0]["studies"][1]["file"] == "s3://lab/two-out/studies.jsonl"
+    local = shared_volumes(list(two_sets))
+    assert [entry["sha256"] for entry in found["shared"]] == [entry["sha256"] for entry in local["shared"]]

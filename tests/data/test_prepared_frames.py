@@ -12,7 +12,7 @@ from mu2llm.data.frame_file import DamagedFrames, read_frames, write_frames
 from mu2llm.data.frames import FrameCache, FrameStore
 from mu2llm.data.records import write_jsonl
 from mu2llm.data.sources import RACY_SECONDS, known_content
-from mu2llm.volume import SOFT_LUNG_WINDOW, VolumeError, prepare_frames
+from mu2llm.volume import PLAIN_WINDOW, SOFT_LUNG_WINDOW, VolumeError, prepare_frames
 
 HU = {"mode": "hu", "size": 16, "depth": 16, "frame_slices": 8}
 PUBLISHED = HU | {"mode": "published"}
@@ -69,7 +69,8 @@ def test_a_second_cache_makes_nothing(ct, tmp_path, monkeypatch):
         {"size": 8},
         {"depth": 8},
         {"frame_slices": 4},
-        {"window": [(-1000, 0.0), (1000, 1.0)]},
+        {"window": SOFT_LUNG_WINDOW},
+        {"crop_to_body": False},
     ],
 )
 def test_every_setting_has_frames_of_its_own(ct, tmp_path, change):
@@ -81,10 +82,10 @@ def test_every_setting_has_frames_of_its_own(ct, tmp_path, change):
 
 def test_settings_that_change_nothing_share_frames(ct, tmp_path):
     FrameCache([ct], Settings(HU), tmp_path / "frames")
-    FrameCache([ct], Settings(HU | {"window": [list(k) for k in SOFT_LUNG_WINDOW]}), tmp_path / "frames")
+    FrameCache([ct], Settings(HU | {"window": [list(k) for k in PLAIN_WINDOW]}), tmp_path / "frames")
     assert len(entries(tmp_path / "frames")) == 1
-    for window in (SOFT_LUNG_WINDOW, ((0, 0), (1, 1))):  # published mode has no window
-        FrameCache([ct], Settings(PUBLISHED | {"window": window}), tmp_path / "frames")
+    for change in ({"window": ((0, 0), (1, 1))}, {"window": PLAIN_WINDOW}, {"crop_to_body": False}):
+        FrameCache([ct], Settings(PUBLISHED | change), tmp_path / "frames")  # published mode knows neither
     assert len(entries(tmp_path / "frames")) == 2
 
 

@@ -73,3 +73,20 @@ def evaluated(model, studies_file, tmp_path_factory):
         evaluate(model, studies_file, folder, cases=3, max_new_tokens=12, resamples=50, min_positives=1),
         folder,
     )
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """The folder of a tiny random BERT of twelve layers, for BERTScore."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("encoder") / "bert"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "heart", "is", "enlarged", "normal", "."]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": len(words)}
+    BertModel(BertConfig(num_hidden_layers=12, max_position_embeddings=12, **size)).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder

@@ -32,18 +32,23 @@ def test_evaluate_prints_a_table_and_takes_an_encoder_and_the_pairs(model, short
     out = capsys.readouterr().out
     assert "4 studies of 4 patients, split test, judge rules" in out
     assert all(name in out for name in ("95 % interval", "shuffled", "blank", "GREEN", "CRG", "ROUGE-1"))
-    assert f"BERTScore not available: BERTScore found no safetensors in {tmp_path / 'no-encoder'}" in out
+    lack = f"not available: BERTScore found no safetensors in {tmp_path / 'no-encoder'}"
+    assert f"evaluate: {lack}" in out and f"BERTScore {lack}" in out
     assert str(tmp_path / "out" / "report.html") in out
     kept = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert kept["judge_of_preferences"] == "GREEN-RadPhi2@12345678"
     assert f"GREEN              {kept['green']:.3f}" in out
 
 
-def test_evaluate_prints_json_when_asked(model, short, tmp_path, capsys):
-    assert main(["evaluate", str(model), str(short), "--out", str(tmp_path), "--limit", "3", "--json"]) == 0
+def test_evaluate_prints_json_when_asked_with_bertscore(model, short, encoder, tmp_path, capsys):
+    words = ["evaluate", str(model), str(short), "--out", str(tmp_path), "--bertscore", str(encoder)]
+    assert main([*words, "--limit", "3", "--json"]) == 0
     out = capsys.readouterr().out
     printed = json.loads(out[out.index("\n{") :])
     assert printed == json.loads((tmp_path / "evaluation.json").read_text()) and printed["studies"] == 3
+    assert 0 <= printed["bertscore"] <= 1 and printed["length_bias"]["bertscore"]["studies"] == 3
+    low, high = printed["bertscore_ci"]
+    assert low <= printed["bertscore"] <= high
 
 
 def test_nothing_scored_is_no_success(model, short, tmp_path, capsys):

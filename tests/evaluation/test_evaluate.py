@@ -10,6 +10,7 @@ import pytest
 
 from mu2llm import NOTICE
 from mu2llm.data.records import Preference, Report, Study, read_jsonl, write_jsonl
+from mu2llm.evaluation import show
 from mu2llm.evaluation.drafts import draft
 from mu2llm.evaluation.evaluate import compare, evaluate
 from mu2llm.evaluation.judges import RulesJudge
@@ -97,6 +98,16 @@ def test_equal_evaluations_do_not_differ(evaluated, model, studies_file, tmp_pat
     assert (found["patients"], found["left_out"], found["studies_needed"]) == (6, 0, None)
 
 
+def test_frames_beside_the_studies_are_read_and_none_are_kept_elsewhere(model, studies_file, tmp_path):
+    shutil.copy(studies_file, tmp_path / "studies.jsonl")
+    short = {"cases": 0, "limit": 2, **OPTIONS}
+    evaluate(model, tmp_path / "studies.jsonl", tmp_path / "out", **short)
+    assert not (tmp_path / "frames").exists()
+    (tmp_path / "frames").mkdir()
+    evaluate(model, tmp_path / "studies.jsonl", tmp_path / "out", **short)
+    assert len(list((tmp_path / "frames").glob("*/*.safetensors"))) == 2
+
+
 def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
     _, folder = evaluated
     rows = [json.loads(line) for line in (folder / "drafts.jsonl").read_text().splitlines()]
@@ -111,6 +122,17 @@ def test_comparing_needs_the_same_judge_and_studies(evaluated, tmp_path):
         compare(folder, folder, differences=[0])
     with pytest.raises(FileNotFoundError, match="run the evaluation first"):
         compare(folder, tmp_path / "nowhere" / "evaluation.json")
+
+
+def test_comparing_tells_where_the_judge_has_changed(evaluated, tmp_path):
+    result, folder = evaluated
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert compare(folder, other)["judge_settings_differ"] == []
+    settings = result["judge_settings"] | {"rules": "01234567", "folder": "elsewhere"}
+    (other / "evaluation.json").write_text(json.dumps(result | {"judge_settings": settings}))
+    found = compare(folder, other)
+    assert found["judge_settings_differ"] == ["rules"]
+    assert "judge's settings differ (rules)" in show.comparison(found)
 
 
 def test_without_labels_the_reference_reports_are_the_truth(model, studies, tmp_path):

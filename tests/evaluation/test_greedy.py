@@ -100,3 +100,28 @@ def test_the_next_batch_is_asked_for_only_when_a_row_is_free(setting):
     next(written)
     assert asked == [0]
     assert len(list(written)) == 8 and asked == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("repetition_penalty", 1.3), ("no_repeat_ngram_size", 2), ("suppress_tokens", [5])),
+        *(("min_new_tokens", 1), ("num_beams", 2), ("bad_words_ids", [[5]]), ("stop_strings", ["Heart"])),
+    ],
+)
+def test_a_setting_that_changes_greedy_drafts_is_refused_by_name(setting, monkeypatch, name, value):
+    model, processor, volumes, questions = setting
+    monkeypatch.setattr(model.generation_config, name, value)
+    with pytest.raises(ValueError, match=rf"sets {name} = .*take it out"):
+        together(model, processor, volumes, questions, 4)
+
+
+def test_settings_of_sampling_and_plain_values_are_no_matter(setting, monkeypatch):
+    model, processor, volumes, questions = setting
+    expected = together(model, processor, volumes[:2], questions[:2], 2)
+    for name, value in {
+        **{"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "num_beams": 1},
+        **{"repetition_penalty": 1.0, "suppress_tokens": [], "min_length": 0},
+    }.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert together(model, processor, volumes[:2], questions[:2], 2) == expected

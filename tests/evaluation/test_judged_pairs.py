@@ -1,5 +1,5 @@
-"""The rules judge on 340 pairs written by hand: reports in the styles of the four datasets, each in other
-words and with one error of each kind (`judged_pairs.yaml`)."""
+"""The rules judge on pairs written by hand: 340 of reports in the styles of the four datasets, each in other
+words and with one error of each kind (`judged_pairs.yaml`), and 236 others (`short_pairs.yaml`)."""
 
 import random
 from collections import Counter
@@ -12,6 +12,7 @@ from mu2llm.evaluation import green
 from mu2llm.evaluation.judges import RulesJudge
 
 REPORTS = yaml.safe_load(Path(__file__).with_name("judged_pairs.yaml").read_text(encoding="utf-8"))
+SHORT = yaml.safe_load(Path(__file__).with_name("short_pairs.yaml").read_text(encoding="utf-8"))
 KINDS = (
     *("negation flip", "side swap", "size change", "severity change", "omitted finding"),
     *("added finding", "invented comparison", "omitted comparison"),
@@ -69,6 +70,16 @@ def test_a_paraphrase_scores_at_least_0_9(case):
     assert judgement.score >= 0.9, judgement.completion
     back = judge(case["paraphrase"], case["report"])
     assert back.score >= 0.9, back.completion
+
+
+@pytest.mark.parametrize(("kind", "categories", "reference", "draft"), SHORT, ids=lambda part: part[:30])
+def test_a_short_pair_gets_its_categories(kind, categories, reference, draft):
+    judgement = judge(reference, draft)
+    assert significant(judgement) == set(categories), judgement.completion
+    if not categories:
+        for one, other in ((reference, draft), (draft, reference)):
+            judgement = judge(one, other)
+            assert judgement.score >= (1.0 if kind == "reordering" else 0.9), judgement.completion
 
 
 def test_identical_and_reordered_reports_score_exactly_one():

@@ -1,5 +1,6 @@
 """GREEN by a language model: real, if random, checkpoints end to end; scripted answers where words matter."""
 
+import hashlib
 import json
 
 import pytest
@@ -95,6 +96,19 @@ def test_the_prompt_holds_both_reports_on_one_line_each():
     assert [line for line in text.split("\n") if line and not line.startswith("    ")] == [
         text.split("\n")[0]
     ]
+
+
+# SHA-256 of what GREEN's own make_prompt and chat template (green-score 0.0.12) make of this pair.
+PUBLISHED = {
+    "</s>": "e073f909566a7d3ca469d465213c4cbd987a943377e74abfadc0ba77b66da901",
+    "<|endoftext|>": "c4b59f4a733c596696880479ede552bd1f5caf234831078aaed9050e5c73bdd0",
+}
+
+
+@pytest.mark.parametrize("end", PUBLISHED)
+def test_the_prompt_is_the_published_one_character_by_character(end):
+    asked = prompt.chat(prompt.prompt("The reference.", "The candidate."), end)
+    assert hashlib.sha256(asked.encode()).hexdigest() == PUBLISHED[end]
 
 
 def test_the_prompt_cuts_nothing():

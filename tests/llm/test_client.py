@@ -15,7 +15,7 @@ from mu2llm.llm.store import Store
 from tests.llm_server import Server
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
-QUICK = Asking(timeout=1.0, pause=0.01)
+QUICK = Asking(timeout=30.0, pause=0.01)
 
 
 def asked(text):
@@ -82,7 +82,8 @@ def test_an_answer_is_checked_and_asked_for_again(server):
 )
 def test_a_request_is_given_up_after_its_tries(server, kind, reason):
     server.plan = lambda *_: kind
-    client = Client(server.url, "m", asking=Asking(timeout=0.2, pause=0.01, tries=3))
+    timeout = 0.2 if kind == "late" else 30.0
+    client = Client(server.url, "m", asking=Asking(timeout=timeout, pause=0.01, tries=3))
     with pytest.raises(Unanswered, match=reason) as raised:
         client.complete(asked("7"), SCHEMA)
     assert raised.value.passing and len(server.arrivals) == 3

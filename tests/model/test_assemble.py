@@ -6,13 +6,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, ViTConfig
 
 from mu2llm.cli import main
 from mu2llm.model import Mu2ForConditionalGeneration, Mu2Processor
 from mu2llm.model.assemble import assemble
 from mu2llm.model.published import TOWER, rename
 from mu2llm.model.tiny import train_tokenizer
+from mu2llm.volume import SOFT_LUNG_WINDOW
 
 VISION = {
     "image_size": (4, 16, 16), "patch_size": (4, 8, 8), "hidden_size": 128,
@@ -135,10 +136,31 @@ def test_the_tower_comes_from_m3d_clip(decoder, tmp_path):
     assert processor.mode == "published"
 
 
+def test_another_kind_of_model_is_no_decoder(decoder, tmp_path):
+    model, _ = assemble(decoder, **SIZES)
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="whole holds a whole μ²LLM, which needs no assembling"):
+        assemble(tmp_path / "whole", **SIZES)
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    with pytest.raises(ValueError, match="vit holds a 'vit', which transformers knows as no causal"):
+        assemble(tmp_path / "vit", **SIZES)
+
+
+def test_new_models_see_the_body_in_the_plain_window_unless_told_otherwise(decoder):
+    _, processor = assemble(decoder, **SIZES)
+    assert processor.preparation == {
+        "mode": "hu", "size": 16, "depth": 32, "frame_slices": 4,
+        "window": [[-1000, 0.0], [1000, 1.0]], "crop_to_body": True,
+    }  # fmt: skip
+    _, processor = assemble(decoder, window=SOFT_LUNG_WINDOW, crop_to_body=False, **SIZES)
+    assert processor.window == [list(knot) for knot in SOFT_LUNG_WINDOW]
+    assert not processor.preparation["crop_to_body"]
+
+
 def test_mistakes_are_named(decoder, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         assemble(tmp_path)
     with pytest.raises(FileNotFoundError, match="no vision weights"):
         assemble(decoder, vision=tmp_path / "absent.bin", **SIZES)
     assert main(["new-model", "studies.jsonl", "--vision", "x.bin", "--out", str(tmp_path / "m")]) == 2
-    assert "--vision and --mode go with --decoder" in capsys.readouterr().err
+    assert "--window and --whole go with --decoder" in capsys.readouterr().err

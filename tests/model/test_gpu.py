@@ -15,4 +15,4 @@ def test_the_benchmark_runs_at_published_size(how):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     table = done.stdout.rpartition("\n\n")[2].splitlines()
-    assert len(table) == 2 + 7 and all("| " in line for line in table), done.stdout
+    assert len(table) == 2 + 9 and all("| " in line for line in table), done.stdout

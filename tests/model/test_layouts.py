@@ -1,16 +1,12 @@
 """Every form in which a published checkpoint may lie on disk is read, and written back bit for bit."""
 
-import io
 import json
+import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as safetensors_bytes
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor
 
 from mu2llm.cli import main
@@ -18,43 +14,13 @@ from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.model.convert import convert, load_vision_tower, revert
 from mu2llm.model.published import TOWER, UNUSED, check_whole, rename, translate_config
 from mu2llm.model.tiny import build_tiny
-from mu2llm.model.weights import read_tensors
+from tests.model.checkpoints import GOLDEN, golden_config, write
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
 DECODERS = {
     "u2llama": "llama",
     "u2Qwen3": "qwen3",
     "u2phi3": "phi3",
 }
-
-
-@pytest.fixture(scope="module")
-def published():
-    return load_file(GOLDEN / "model.safetensors")
-
-
-def golden_config():
-    return json.loads((GOLDEN / "config.json").read_text())
-
-
-def write(folder, tensors, config=None, form="safetensors"):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config or golden_config()))
-    single, save = {
-        "safetensors": ("model.safetensors", save_file),
-        "bin": ("pytorch_model.bin", torch.save),
-    }[form.removesuffix(" sharded")]
-    if not form.endswith("sharded"):
-        save(tensors, folder / single)
-        return folder
-    names = sorted(tensors)
-    stem, ending = single.rsplit(".", 1)
-    shards = {f"{stem}-{i + 1:05}-of-00002.{ending}": names[i::2] for i in range(2)}
-    for shard, part in shards.items():
-        save({name: tensors[name] for name in part}, folder / shard)
-    where = {name: shard for shard, part in shards.items() for name in part}
-    (folder / f"{single}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return folder
 
 
 def assert_same(found, expected):
@@ -225,66 +191,6 @@ def test_older_and_wrapped_bin_files_are_read(tmp_path, published, form):
     assert_same(load_file(tmp_path / "back" / "model.safetensors"), published)
 
 
-@pytest.mark.parametrize("single", ["pytorch_model.bin", "model.safetensors"])
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_torn_and_foreign_weights_are_refused_with_their_path(tmp_path, single, data):
-    """Garbage, and a whole file cut or changed anywhere."""
-    whole = io.BytesIO()
-    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
-    if single.endswith("bin"):
-        torch.save(tensors, whole, _use_new_zipfile_serialization=data.draw(st.booleans()))
-    else:
-        whole.write(safetensors_bytes(tensors))
-    content = whole.getvalue()
-    cut = data.draw(st.integers(0, len(content) - 1))
-    torn = data.draw(
-        st.sampled_from([content[:cut], data.draw(st.binary(max_size=99)), b"\0" * cut + content])
-    )
-    (tmp_path / single).write_bytes(torn)
-    try:
-        read_tensors(tmp_path)
-    except ValueError as error:
-        assert single in str(error) and str(tmp_path) in str(error)
-
-
-class Harm:
-    """What a pickle may run."""
-
-    def __reduce__(self):
-        return (Path.touch, (Path(self.path),))
-
-
-@pytest.mark.parametrize("content", ["code", "list", "entry"])
-def test_a_bin_file_of_other_things_is_refused(tmp_path, content):
-    harm = Harm()
-    harm.path = str(tmp_path / "ran")
-    held = {"code": {"a": harm}, "list": [torch.ones(1)], "entry": {"a": torch.ones(1), "epoch": 3}}[content]
-    torch.save(held, tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        ValueError, match=r"pytorch_model\.bin.*(never unpickled|holds a list|'epoch' is a int)"
-    ):
-        read_tensors(tmp_path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "\xff\xfe", '"x"', ""])
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
-def test_a_broken_json_file_is_named(tmp_path, published, file, text):
-    source = write(tmp_path / "source", published, form="safetensors sharded")
-    (source / file).write_bytes(text.encode("latin1"))
-    with pytest.raises(ValueError, match=f"{re.escape(file)} (is not JSON|holds a)"):
-        convert(source, tmp_path / "ours", image_token_id=319)
-
-
-@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"a": "../a.safetensors"}}])
-def test_an_index_that_names_no_files_of_the_folder_is_refused(tmp_path, published, index):
-    source = write(tmp_path / "source", published, form="safetensors sharded")
-    (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"index\.json: its weight_map does not say"):
-        convert(source, tmp_path / "ours", image_token_id=319)
-
-
 def test_what_is_not_whole_is_not_written_back(tmp_path):
     convert(GOLDEN, tmp_path / "ours", image_token_id=319)
     tensors = load_file(tmp_path / "ours" / "model.safetensors")
@@ -306,7 +212,7 @@ def test_a_name_that_is_not_the_models_is_not_written_back(tmp_path):
 def test_a_used_folder_and_an_idle_option_are_refused(tmp_path, capsys):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match="used is not empty"):
+    with pytest.raises(OSError, match="used is not empty"):
         convert(GOLDEN, tmp_path / "used", image_token_id=319)
     assert len(list((tmp_path / "used").iterdir())) == 1
     convert(GOLDEN, tmp_path / "ours", image_token_id=319)
@@ -358,6 +264,27 @@ def test_a_checkpoint_is_not_overwritten(tmp_path, published):
         convert(source, tmp_path / "source", image_token_id=319)
 
 
+def test_a_mount_point_is_refused_as_a_target():
+    with pytest.raises(OSError, match=r"/proc is a mount point, .* name a folder in it"):
+        convert(GOLDEN, "/proc", image_token_id=319)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_follow_the_umask(tmp_path, published, mask):
+    source = write(tmp_path / "source", published)
+    before = os.umask(mask)
+    try:
+        convert(source, tmp_path / "ours", image_token_id=319)
+        revert(tmp_path / "ours", tmp_path / "back")
+        for part in build_tiny(["The lungs are clear."], width=32, vision_layers=1, text_layers=1):
+            part.save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    files = [file for name in ("ours", "back", "saved") for file in (tmp_path / name).iterdir()]
+    assert sum(file.suffix == ".safetensors" for file in files) == 4
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~mask)}
+
+
 def test_a_file_is_not_taken_for_the_target(tmp_path, capsys):
     (tmp_path / "taken").write_text("mine")
     assert main(["convert", str(GOLDEN), str(tmp_path / "taken"), "--volume-token-id", "319"]) == 2
@@ -372,6 +299,9 @@ def test_a_placeholder_outside_the_vocabulary_is_refused(tmp_path, token):
 
 
 def test_a_foreign_folder_is_refused(tmp_path, published):
+    convert(GOLDEN, tmp_path / "done", image_token_id=319)
+    with pytest.raises(ValueError, match="done is in our layout already: give --reverse"):
+        convert(tmp_path / "done", tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         convert(tmp_path, tmp_path / "ours", image_token_id=319)
     config = golden_config()
@@ -414,7 +344,7 @@ def test_the_tower_of_m3d_clip_is_read_by_name(tmp_path, published, name):
     assert not vit
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "other names"])
 def test_a_tower_that_does_not_fit_is_refused(tmp_path, published, fault):
     convert(GOLDEN, tmp_path / "ours", image_token_id=319)
     model = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "ours")
@@ -423,9 +353,19 @@ def test_a_tower_that_does_not_fit_is_refused(tmp_path, published, fault):
         del vit["norm.weight"]
     elif fault == "unexpected":
         vit["blocks.0.norm_cross_attn.weight"] = torch.zeros(1)
-    else:
+    elif fault == "shape":
         vit["norm.weight"] = torch.zeros(3)
+    elif fault == "other names":
+        vit = {f"module.{name}": tensor for name, tensor in vit.items()}
     torch.save(vit, tmp_path / "vit.bin")
     path = tmp_path / ("vit.bin" if fault != "no file" else "absent.bin")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"norm|no vision weights"):
+    message = {
+        "missing": r"norm\.weight is missing",
+        "unexpected": r"norm_cross_attn\.weight is not part of the model",
+        "shape": r"norm\.weight is \(3,\)",
+        "no file": "no vision weights at",
+        "other names": r"no tensor of a 3D ViT .* but 'module\..*rename its tensors",
+    }
+    with pytest.raises((ValueError, FileNotFoundError), match=message[fault]) as error:
         load_vision_tower(model.vision_tower, path)
+    assert str(path) in str(error.value)

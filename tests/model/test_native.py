@@ -1,149 +1,20 @@
-"""The model with transformers' own tools: generation, checkpointing, LoRA, compile, device maps, ZeRO-3."""
+"""The model with transformers' own tools: checkpointing, LoRA, compile, device maps, ZeRO-3."""
 
-import inspect
 import json
-import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from mu2llm.model.tiny import build_tiny
-from mu2llm.volume import Volume
-
-TEXTS = ["The lungs are clear. No pleural effusion.", "Cardiomegaly.", "Write the report of this CT."]
-QUESTIONS = ["Cardiomegaly?", "Write the report of this CT, please."]
-DECODERS = {
-    "llama": {},
-    "qwen3": {"head_dim": 8},
-    "phi3": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def pair():
-    torch.manual_seed(0)
-    model, processor = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=2, num_query_tokens=8)
-    return model.eval(), processor
-
-
-@pytest.fixture(scope="module")
-def frames():
-    return list(np.random.default_rng(0).random((2, 2, 16, 32, 32)).astype(np.float32))
-
-
-def new_tokens(model, batch, **settings):
-    return model.generate(**batch, max_new_tokens=9, **settings)[:, batch["input_ids"].shape[1] :]
-
-
-def counting(model, monkeypatch):
-    """How many volumes the tower reads."""
-    read = []
-    forward = model.vision_tower.forward
-    monkeypatch.setattr(model.vision_tower, "forward", lambda x: read.append(len(x)) or forward(x))
-    return read
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"do_sample": False},
-        {"do_sample": False, "num_beams": 3, "num_return_sequences": 3},
-        {"do_sample": True, "num_return_sequences": 4, "temperature": 0.8, "top_p": 0.9},
-        {"do_sample": False, "repetition_penalty": 1.2, "use_cache": False},
-    ],
-)
-def test_a_volume_is_read_once_in_every_mode(pair, frames, monkeypatch, settings):
-    model, processor = pair
-    read = counting(model, monkeypatch)
-    batch = processor(frames, QUESTIONS)
-    tokens = new_tokens(model, batch, **settings)
-    assert sum(read) == 4  # two studies of two frames
-    assert len(tokens) == 2 * settings.get("num_return_sequences", 1)
-    visual = model.encode_volume(batch["pixel_values"], batch["question_ids"], batch["question_mask"])
-    apart = {name: batch[name] for name in ("input_ids", "attention_mask")} | {"visual_tokens": visual}
-    if not settings["do_sample"]:
-        assert torch.equal(tokens, new_tokens(model, apart, **settings))
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 16), (2, 8, 64), (2, 8, 32, 3), (8, 32)], ids=str)
-def test_visual_tokens_of_another_shape_are_refused(pair, frames, shape):
-    model, processor = pair
-    ids = processor(None, QUESTIONS)["input_ids"]
-    message = re.escape(f"visual_tokens is {shape}, not (batch, tokens, 32)")
-    with pytest.raises(ValueError, match=message):
-        model(input_ids=ids, visual_tokens=torch.rand(shape))
-
-
-def test_the_prefill_computes_the_last_logits_alone(pair, frames, monkeypatch):
-    model, processor = pair
-    shapes = []
-    forward = model.forward
-
-    def watched(*args, **kwargs):
-        output = forward(*args, **kwargs)
-        shapes.append(tuple(output.logits.shape))
-        return output
-
-    watched.__signature__ = inspect.signature(forward)
-    monkeypatch.setattr(model, "forward", watched)
-    new_tokens(model, processor(frames, QUESTIONS), do_sample=False)
-    assert shapes[0] == (2, 1, model.config.text_config.vocab_size)
-
-
-def test_generation_goes_on_from_the_cache_of_a_volume(pair, frames):
-    model, processor = pair
-    batch = processor(frames[:1], QUESTIONS[:1])
-    whole = model.generate(**batch, max_new_tokens=8, do_sample=False)
-    first = model.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    ids, cache = first.sequences, first.past_key_values
-    rest = model.generate(
-        ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=4, do_sample=False
-    )
-    assert torch.equal(rest, whole)
-
-
-@torch.no_grad()
-def test_sampled_sequences_belong_to_their_own_volume(pair, frames):
-    """With next to no temperature, every sampled sequence is its own study's greedy one."""
-    model, processor = pair
-    batch = processor(frames, QUESTIONS)
-    greedy = new_tokens(model, batch, do_sample=False)
-    sampled = new_tokens(model, batch, do_sample=True, temperature=1e-4, num_return_sequences=3)
-    assert torch.equal(sampled, greedy.repeat_interleave(3, 0))
-
-
-def test_a_streamer_gets_the_tokens(pair, frames, capsys):
-    model, processor = pair
-    batch = processor(frames[:1], QUESTIONS[:1])
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    tokens = new_tokens(model, batch, do_sample=False, streamer=streamer)
-    assert capsys.readouterr().out.strip() == processor.decode(tokens[0])
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_left_padded_batches_give_the_same_tokens_with_every_decoder(frames, name):
-    torch.manual_seed(1)
-    base, processor = build_tiny(TEXTS, width=32, vision_layers=1, text_layers=1, num_query_tokens=8)
-    text = {
-        **{"model_type": name, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(processor.tokenizer)},
-        **DECODERS[name],
-    }
-    config = Mu2Config(**{**base.config.to_dict(), "text_config": text})
-    model = Mu2ForConditionalGeneration(config).eval()
-    for parameter in model.language_model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # so that tokens depend on what went before
-    batch = processor(frames, QUESTIONS)
-    together = new_tokens(model, batch, do_sample=False)
-    for row, question in enumerate(QUESTIONS):
-        alone = new_tokens(model, processor(frames[row : row + 1], [question]), do_sample=False)
-        assert torch.equal(alone[0], together[row])
-    assert len(set(together.flatten().tolist())) > 2
+from mu2llm.volume import Volume, load_volume
+from tests.dicom_series import write_series
+from tests.model.small import QUESTIONS, TEXTS, new_tokens
 
 
 def test_a_decoder_from_a_checkpoint_keeps_its_weights(tmp_path):
@@ -229,7 +100,9 @@ def test_lora_on_the_decoder_learns_merges_and_is_saved_as_a_whole_model(pair, f
     assert losses[-1] < losses[0]
     with torch.no_grad():
         expected = tuned.eval()(**batch).logits
+        said = new_tokens(tuned, processor(frames, QUESTIONS), do_sample=False)
         merged = tuned.merge_and_unload()
+        assert torch.equal(new_tokens(merged, processor(frames, QUESTIONS), do_sample=False), said)
         merged.save_pretrained(tmp_path / "merged")
         again = Mu2ForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
         assert torch.allclose(again(**batch).logits, expected, atol=1e-5)
@@ -261,16 +134,6 @@ def test_lora_on_every_linear_layer(frames, selection, tmp_path):
         expected = tuned.eval()(**batch).logits
         assert torch.allclose(again.eval()(**batch).logits, expected, atol=1e-5)
         assert torch.allclose(tuned.merge_and_unload()(**batch).logits, expected, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def saved(pair, frames, tmp_path_factory):
-    """The model's folder, a batch, and the logits and greedy tokens that belong to it."""
-    folder = tmp_path_factory.mktemp("saved")
-    pair[0].save_pretrained(folder)
-    batch = pair[1](frames, QUESTIONS)
-    with torch.no_grad():
-        return folder, batch, pair[0](**batch).logits, new_tokens(pair[0], batch, do_sample=False)
 
 
 CHILDREN = ["vision_tower", "projector", "refiner", "aggregator", "language_model"]
@@ -308,22 +171,6 @@ def test_a_part_waits_on_the_cpu_until_it_is_called(saved, child):
         assert torch.allclose(model(**batch).logits, logits, atol=1e-5)
 
 
-def test_generate_is_called_as_transformers_generate_is(pair, saved):
-    model, _ = pair
-    _, batch, _, tokens = saved
-    config = GenerationConfig(max_new_tokens=9, do_sample=False, pad_token_id=0, eos_token_id=2)
-    rest = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
-    ids = batch["input_ids"]
-    calls = [
-        model.generate(ids, config, **rest),
-        model.generate(inputs=ids, generation_config=config, **rest),
-        model.generate(input_ids=ids, generation_config=config, **rest),
-        model.generate(ids, **rest, max_new_tokens=9, do_sample=False, cache_implementation="static"),
-    ]
-    for found in calls:
-        assert torch.equal(found[:, ids.shape[1] :], tokens)
-
-
 @pytest.mark.slow
 def test_compiled_it_says_the_same(pair, frames):
     model, processor = pair
@@ -346,6 +193,11 @@ def test_a_volume_may_come_in_any_form(pair, tmp_path):
     forms = [path, str(path), volume, made, torch.from_numpy(made)]
     batch = processor(forms, QUESTIONS[:1] * len(forms))["pixel_values"]
     assert batch.shape == (5, 2, 16, 32, 32) and (batch == batch[:1]).all()
+    write_series(tmp_path / "dicom")
+    zipped = shutil.make_archive(str(tmp_path / "ct"), "zip", tmp_path / "dicom")
+    forms = [tmp_path / "dicom", zipped, load_volume(tmp_path / "dicom")]
+    batch = processor(forms, QUESTIONS[:1] * len(forms))["pixel_values"]
+    assert batch.std() > 0.01 and (batch == batch[:1]).all()
 
 
 def test_an_explanation_follows_its_draft_and_its_own_volume(pair, frames):
@@ -431,3 +283,15 @@ def test_the_processor_remembers_how_frames_are_made(pair, tmp_path):
     loaded = Mu2Processor.from_pretrained(tmp_path)
     assert np.array_equal(loaded.frames(volume), other.frames(volume))
     assert not np.array_equal(loaded.frames(volume), processor.frames(volume))
+
+
+def test_a_processor_saved_before_there_was_a_crop_sees_the_whole_volume(pair, tmp_path):
+    _, processor = pair
+    cut = Mu2Processor(processor.tokenizer, mode="hu", size=32, depth=32, frame_slices=16)
+    cut.save_pretrained(tmp_path)
+    assert Mu2Processor.from_pretrained(tmp_path).preparation == cut.preparation
+    assert cut.preparation["crop_to_body"]
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    del saved["crop_to_body"]
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    assert Mu2Processor.from_pretrained(tmp_path).preparation == cut.preparation | {"crop_to_body": False}

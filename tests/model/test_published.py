@@ -1,16 +1,14 @@
 """Our model is the published one: tests/golden/u2llama-tiny holds what another implementation computed."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mu2llm.model import Mu2ForConditionalGeneration
 from mu2llm.model.convert import convert, revert
+from tests.model.checkpoints import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "u2llama-tiny"
-TOLERANCE = 2e-4
+TOLERANCE = 1e-5  # of a stage's largest number; measured are 6e-7
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +52,7 @@ def test_every_stage_agrees(model, expected):
         "loss": output.loss[None],
     }
     for name, found in stages.items():
-        assert (found - expected[name]).abs().max() <= TOLERANCE, name
+        assert (found - expected[name]).abs().max() <= TOLERANCE * expected[name].abs().max(), name
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -69,7 +67,7 @@ def test_greedy_tokens_agree(model, expected, use_cache):
 def test_visual_tokens_may_be_computed_apart(model, expected):
     visual = model.encode_volume(**volume_inputs(expected))
     found = model(input_ids=expected["input_ids"], visual_tokens=visual).logits
-    assert torch.allclose(found, expected["logits"], atol=TOLERANCE)
+    assert (found - expected["logits"]).abs().max() <= TOLERANCE * expected["logits"].abs().max()
 
 
 def test_the_way_back_is_bit_for_bit(folder, tmp_path):

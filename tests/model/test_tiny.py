@@ -131,10 +131,25 @@ def test_importing_the_library_is_cheap():
         (lambda m, p: p("ct.nii", ["one?"]), "volumes is one str: give a list"),
         (lambda m, p: p(None, ["a"], "b"), "answers is one str: give a list"),
         (lambda m, p: p(None, []), "no question came"),
+        (lambda m, p: p([None], ["a"]), "volume 0 is a NoneType: give a path, a Volume, or frames"),
+        (lambda m, p: p([3], ["a"]), "volume 0 is a int: give a path"),
+        (lambda m, p: p([np.array(["a"])], ["a"]), "volume 0 is a ndarray of <U1: give a path"),
+        (lambda m, p: p([frames(1)[0] + 0j], ["a"]), "volume 0 is a ndarray of complex"),
+        (lambda m, p: p((frame for frame in frames(1)), ["a"]), "volumes is one generator: give a list"),
+        (lambda m, p: p(list(frames(1)), iter(["a"])), "questions is one list_iterator: give a list"),
+        (lambda m, p: p(3, ["a"]), "volumes is one int: give a list"),
+        (lambda m, p: p(None, [None]), "question 0 of the batch is a NoneType, not text"),
+        (lambda m, p: p(None, ["a"], [3]), "answer 0 of the batch is a int, not text"),
         (lambda m, p: Mu2Processor(p.tokenizer, mode="lung"), "mode='lung' is not one of published, hu"),
         (lambda m, p: Mu2Processor(p.tokenizer, depth=40), "depth=40 is no multiple of the 32 slices"),
         (lambda m, p: Mu2Processor(p.tokenizer, num_query_tokens=0), "num_query_tokens=0"),
         (lambda m, p: Mu2Processor(p.tokenizer, size=-1), "size=-1"),
+        (lambda m, p: Mu2Processor(p.tokenizer, size="32"), "size='32' is not a whole number"),
+        (lambda m, p: Mu2Processor(p.tokenizer, mode="hu", window=[(0, 0)]), "window .* rising HU"),
+        (
+            lambda m, p: Mu2Processor(p.tokenizer, 8, size=32, frame_slices=20, depth=40).check(m.config),
+            r"frame: the processor says \(20, 32, 32\), the model \(16, 32, 32\)",
+        ),
         (lambda m, p: m.encode_frames(torch.rand(1, 2, 16, 16, 16)), "prepare volumes with the processor"),
         (lambda m, p: m.encode_frames(torch.rand(2, 16, 32, 32)), "frames, slices, rows, columns"),
         (
@@ -152,6 +167,13 @@ def test_importing_the_library_is_cheap():
         (lambda m, p: encode(m, 1, torch.ones(1, 0)), r"question_ids is \(1, 0\)"),
         (lambda m, p: encode(m, 1, torch.ones(1, 3), torch.ones(1, 4)), r"question_mask is \(1, 4\)"),
         (lambda m, p: encode(m, 2, torch.ones(2, 3), torch.eye(3)[:2] * 0), "a row without any token"),
+        (
+            lambda m, p: encode(m, 2, torch.ones(2, 3), index=[0, 2]),
+            r"volume_index is \[0, 2\].* from 0 to 1",
+        ),
+        (lambda m, p: encode(m, 2, torch.ones(2, 3), index=[0, -1]), "volume_index is .* from 0 to 1"),
+        (lambda m, p: encode(m, 2, torch.ones(2, 3), index=[0.0, 1.0]), "volume_index is .* whole number"),
+        (lambda m, p: encode(m, 2, torch.ones(1, 3), index=[[0, 1]]), "volume_index is .* whole number"),
         (lambda m, p: m.encode_volume(torch.rand(2, 16, 32, 32), torch.ones(1, 3).long()), "frames, slices"),
         (lambda m, p: m.encode_frames(torch.rand(1, 0, 16, 32, 32)), "with one frame at least"),
     ],
@@ -165,8 +187,9 @@ def asked(processor, **changed):
     return {**processor(list(frames(1)), ["one?"]), **changed}
 
 
-def encode(model, volumes, question_ids, mask=None):
-    return model.encode_volume(torch.rand(volumes, 1, 16, 32, 32), question_ids.long(), mask)
+def encode(model, volumes, question_ids, mask=None, index=None):
+    index = None if index is None else torch.tensor(index)
+    return model.encode_volume(torch.rand(volumes, 1, 16, 32, 32), question_ids.long(), mask, index)
 
 
 def test_a_batch_moves_as_one_and_decoding_may_show_everything(pair):

@@ -110,6 +110,21 @@ def test_the_server_stays_up_and_the_champion_is_what_it_serves(
 
 
 @pytest.mark.slow
+def test_mlflow_holds_the_training_runs_beside_the_registry(
+    first: tuple[Path, dict[str, int], str],
+) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(summary_of(first[0])["tracking_uri"])
+    experiment = client.get_experiment_by_name("mu2llm-training")
+    runs = {run.data.tags["stage"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"vision", "sft", "dpo"}
+    assert all(run.info.status == "FINISHED" for run in runs.values())
+    assert runs["sft"].data.params["max_steps"] == "60"
+    assert len(client.get_metric_history(runs["sft"].info.run_id, "loss")) >= 3
+
+
+@pytest.mark.slow
 def test_a_second_run_re_uses_what_is_done(first: tuple[Path, dict[str, int], str]) -> None:
     out, ports, _ = first
     before = summary_of(out)

@@ -4,10 +4,13 @@ import shutil
 import pytest
 
 from mu2llm.data.records import Preference, Report, Study, read_jsonl
+from mu2llm.training.data import read_studies, train_studies
+from mu2llm.training.launch import launch
 from mu2llm.training.pairing import choose
 from mu2llm.training.preferences import build_preferences
 from tests.green_model import GreenModel
 from tests.llm_server import Server
+from tests.training.runs import written
 
 STUDY = Study("s", "p", "d", "train", "v", "hu", Report("The reference."))
 
@@ -75,6 +78,30 @@ def test_pairs_from_a_model_are_repeatable_and_finished_chunks_are_not_done_agai
     assert part.stat().st_mtime_ns == written
     build_preferences(hospital.model, hospital.studies, tmp_path / "a", **options | {"seed": 1})
     assert next((tmp_path / "a" / "parts").iterdir()).stat().st_mtime_ns != written
+
+
+@pytest.mark.slow
+def test_preferences_are_drawn_from_just_those_whom_sft_left_alone(hospital, tmp_path):
+    settings = {"preference_share": 0.4, "max_steps": 1, "zero_stage": 0}
+    launch("sft", written(hospital, "sft", tmp_path / "sft", **settings), 1)
+    learned = json.loads((tmp_path / "sft" / "train.json").read_text())["samples"]
+    build_preferences(
+        hospital.model,
+        hospital.studies,
+        tmp_path / "pairs",
+        preference_share=0.4,
+        reference_as_chosen=True,
+        max_new_tokens=60,
+    )
+    drawn = [
+        json.loads(line)["study_id"]
+        for name in ("preferences", "no_pair")
+        for line in (tmp_path / "pairs" / f"{name}.jsonl").read_text().splitlines()
+    ]
+    kept = train_studies(read_studies(hospital.studies), 0.4, for_preferences=True)
+    assert sorted(drawn) == sorted(study.study_id for study in kept)
+    assert learned == 12 - len(kept)
+    assert 0 < len(kept) < 12
 
 
 def test_pairs_ranked_by_an_endpoint_are_those_of_the_same_judge_here(hospital, tmp_path):

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 
 from mu2llm.data.frames import FrameCache
-from mu2llm.data.records import Sample
+from mu2llm.data.records import Report, Sample, Study
 from mu2llm.training.config import build
-from mu2llm.training.data import SampleDataset, collate_samples, mix, read_samples, read_studies
+from mu2llm.training.data import (
+    SampleDataset,
+    collate_samples,
+    mix,
+    read_samples,
+    read_studies,
+    train_studies,
+)
 from mu2llm.training.trainer import Grouped
 
 
@@ -29,6 +36,41 @@ def test_an_empty_or_misnamed_mixture_is_an_error():
         mix(some("vqa", 3), {"report": 1.0}, seed=0)
     with pytest.raises(ValueError, match="'reprot' is not one of report, vqa, narrative"):
         mix(some("vqa", 3), {"reprot": 1.0}, seed=0)
+
+
+def patients(count, split="train"):
+    """Two studies of each patient."""
+    names = [(f"{split}{n}", f"{split}{n}-{scan}") for n in range(count) for scan in "ab"]
+    return {s: Study(s, patient, "d", split, "v", "hu", Report("Clear lungs.")) for patient, s in names}
+
+
+def test_a_share_of_the_patients_is_kept_for_preferences_and_seen_by_nobody_else():
+    studies = patients(600) | patients(50, "test")
+    learned = train_studies(studies, 0.25)
+    kept = train_studies(studies, 0.25, for_preferences=True)
+    assert not {s.patient_id for s in learned} & {s.patient_id for s in kept}
+    assert {s.study_id for s in learned + kept} == {s for s in studies if s.startswith("train")}
+    assert len(kept) / 1200 == pytest.approx(0.25, abs=0.05)
+    alone = train_studies(patients(300), 0.25, for_preferences=True)
+    assert alone == [s for s in kept if s.study_id in patients(300)]  # others do not move a patient
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.5, 0.9])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_few_patients_one_falls_each_way(count, share):
+    studies = patients(count)
+    sides = [train_studies(studies, share, for_preferences=kept) for kept in (False, True)]
+    assert all(sides)
+    assert sum(map(len, sides)) == 2 * count
+
+
+def test_a_share_of_none_keeps_nobody_and_one_patient_cannot_be_parted():
+    assert train_studies(patients(3)) == train_studies(patients(3), for_preferences=True)
+    assert len(train_studies(patients(3))) == 6
+    with pytest.raises(ValueError, match="cannot part the train split's only patient"):
+        train_studies(patients(1), 0.3)
+    with pytest.raises(ValueError, match="no study of the train split"):
+        train_studies(patients(3, "test"))
 
 
 def test_samples_take_their_studies_split_and_batches_their_frames(hospital):

@@ -1,4 +1,4 @@
-"""Mutates valid files of every format and reads them, in a process with bounds:
+"""Mutates valid files of every format, reads them and makes frames, in a process with bounds:
 
     python -m tests.volume.fuzz_readers SEED COUNT
 
@@ -26,7 +26,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from mu2llm.volume import VolumeError, load_volume_bytes
+from mu2llm.volume import VolumeError, load_volume_bytes, prepare_frames
 from tests.dicom_series import jpeg2000, write_series
 
 SECONDS, BYTES = 10, 2 << 30
@@ -139,6 +139,13 @@ def check(data: bytes) -> bool:
     assert volume.array.dtype in (np.int16, np.float32), volume.array.dtype
     assert np.isfinite(volume.array).all()
     assert np.isfinite(volume.affine).all()
+    for mode in ("published", "hu"):
+        try:
+            frames = prepare_frames(volume, mode=mode, size=16, depth=16, frame_slices=16)
+        except VolumeError as error:
+            assert "\n" not in str(error), "an error of several lines"
+        else:
+            assert 0 <= frames.min() <= frames.max() <= 1
     return True
 
 

@@ -82,7 +82,7 @@ def test_fractional_rescale_gives_float(tmp_path, write_series):
     np.testing.assert_allclose(volume.array, expected)
 
 
-def test_localizers_and_reports_are_left_out(tmp_path, write_series):
+def test_localizers_reports_and_dose_sheets_are_left_out(tmp_path, write_series):
     def localizer(i, ds):
         ds.SeriesInstanceUID, ds.ImageType = "1.2.9", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         return ds if i < 2 else None
@@ -92,8 +92,15 @@ def test_localizers_and_reports_are_left_out(tmp_path, write_series):
         del ds.Rows, ds.Columns, ds.PixelData
         return ds if i < 1 else None
 
+    def dose_sheet(i, ds):
+        ds.SeriesInstanceUID, ds.PhotometricInterpretation = "1.2.8", "RGB"
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+        del ds.ImagePositionPatient, ds.ImageOrientationPatient
+        return ds
+
     expected = write_series(tmp_path / "ct" / "axial")
     write_series(tmp_path / "ct" / "scout", localizer)
+    write_series(tmp_path / "ct" / "dose", dose_sheet, count=1)
     write_series(tmp_path / "ct" / "sr", report)
     np.testing.assert_array_equal(load_volume(tmp_path / "ct").array, expected)
 
@@ -129,7 +136,7 @@ def everywhere(**values):
         (put(ImagePositionPatient=[-8.0, -6.0, 105.0]), "at the place of another"),
         (put(ImagePositionPatient=[-8.0, -6.0, 108.3]), "unevenly spaced"),
         (tilt, "gantry tilt of 13.5°"),
-        (put(SeriesInstanceUID="1.2.99"), "2 series mixed"),
+        (put(SeriesInstanceUID="1.2.99"), "2 series mixed (c47f5b18 of 7 slices, "),
         (put(FrameOfReferenceUID="1.2.99"), "frames of reference"),
         (put(PixelSpacing=[0.7, 0.9]), "differ in PixelSpacing"),
         (put(ImageOrientationPatient=[1, 0, 0, 0, 0.9689, 0.2474]), "differ in ImageOrientationPatient"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mu2llm.volume import SOFT_LUNG_WINDOW, Volume, VolumeError, load_volume, prepare_frames
+from mu2llm.volume import PLAIN_WINDOW, SOFT_LUNG_WINDOW, Volume, VolumeError, load_volume, prepare_frames
 from mu2llm.volume.frames import RECIPE, percentiles
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess"
@@ -54,8 +54,9 @@ def test_percentiles_are_numpys(shape, ends, percents, dtype):
     np.testing.assert_allclose(percentiles(array, percents), expected, rtol=1e-9, atol=1e-6)
 
 
+@pytest.mark.parametrize("crop", [True, False])
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "ASL", "IRP"])
-def test_hu_mode_does_not_depend_on_how_the_array_is_stored(axes):
+def test_hu_mode_does_not_depend_on_how_the_array_is_stored(axes, crop):
     import nibabel.orientations as turn
 
     volume = body()
@@ -66,8 +67,9 @@ def test_hu_mode_does_not_depend_on_how_the_array_is_stored(axes):
         axes,
     )
     assert turned.axis_codes == axes
-    expected = prepare_frames(volume, mode="hu", size=16, depth=16, frame_slices=8)
-    frames = prepare_frames(turned, mode="hu", size=16, depth=16, frame_slices=8)
+    options = {"mode": "hu", "size": 16, "depth": 16, "frame_slices": 8, "crop_to_body": crop}
+    expected = prepare_frames(volume, **options)
+    frames = prepare_frames(turned, **options)
     assert frames.shape == (2, 8, 16, 16)
     np.testing.assert_allclose(frames, expected, atol=1e-6)
 
@@ -85,30 +87,44 @@ def test_hu_mode_pads_with_air_to_a_square_in_mm():
     frames = prepare_frames(volume, mode="hu", size=20, depth=8, frame_slices=8)[0]
     assert (frames[:, :5] == 0).all()
     assert (frames[:, -5:] == 0).all()
-    hounsfield, greys = zip(*SOFT_LUNG_WINDOW, strict=True)
-    np.testing.assert_allclose(frames[:, 5:-5], np.interp(40, hounsfield, greys), atol=1e-6)
+    np.testing.assert_allclose(frames[:, 5:-5], 1040 / 2000, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "greys"),
+    [({}, [0, 0, 0.25, 0.5, 0.52, 1, 1]), ({"window": SOFT_LUNG_WINDOW}, [0, 0, 0.24, 0.4, 0.48, 0.9702, 1])],
+)
+def test_hu_mode_is_a_straight_line_from_minus_1000_to_1000_or_the_knots_that_are_given(window, greys):
+    array = np.zeros((14, 14, 4), np.int16)
+    for i, hounsfield in enumerate((-3000, -1000, -500, 0, 40, 1000, 3000)):
+        array[2 * i : 2 * i + 2] = hounsfield
+    options = {"mode": "hu", "size": 14, "depth": 4, "frame_slices": 4, "crop_to_body": False}
+    frames = prepare_frames(Volume(array, np.eye(4), "stripes"), **options, **window)
+    np.testing.assert_allclose(frames[0, 0, 0, ::2], greys, atol=1e-4)
 
 
 def test_hu_mode_keeps_the_mean_when_it_shrinks():
     rng = np.random.default_rng(0)
     volume = Volume(rng.integers(-1000, 1000, (30, 30, 30)).astype(np.int16), np.eye(4), "noise")
-    window = ((-1000, 0.0), (1000, 1.0))
-    frames = prepare_frames(volume, mode="hu", size=7, depth=8, frame_slices=8, window=window)
+    frames = prepare_frames(volume, mode="hu", size=7, depth=8, frame_slices=8)
     assert frames.mean() == pytest.approx((volume.array.mean() + 1000) / 2000, abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("mode", "values"),
+    ("mode", "window", "air", "values"),
     [
-        ("published", [0.4018, 0.1716, 0.4839, 0.5107, 0.0]),
-        ("hu", [0.5059, 0.2111, 0.5544, 0.6605, 0.5237]),
+        ("published", PLAIN_WINDOW, 0, [0.4018, 0.1716, 0.4839, 0.5107, 0.0]),
+        ("hu", SOFT_LUNG_WINDOW, 0, [0.5059, 0.2111, 0.5544, 0.6605, 0.5237]),
+        ("hu", PLAIN_WINDOW, 0, [0.4997, 0.2079, 0.5422, 0.6731, 0.5224]),
+        ("hu", PLAIN_WINDOW, 16, [0.2057, 0.281, 0.6194, 0.6556, 0.0]),  # cropped to the noise
     ],
 )
-def test_whoever_changes_the_numbers_raises_the_recipe(mode, values):
+def test_whoever_changes_the_numbers_raises_the_recipe(mode, window, air, values):
     """Prepared frames on disk are named by RECIPE: where this fails, raise it and put the new values here."""
     array = np.random.default_rng(7).integers(-1024, 1500, (40, 36, 30)).astype(np.int16)
+    array = np.pad(array, air, constant_values=-1000)
     volume = Volume(array, np.diag([1.5, 1.4, 2.0, 1.0]), "noise")
-    f = prepare_frames(volume, mode=mode, size=16, depth=16, frame_slices=8)
+    f = prepare_frames(volume, mode=mode, size=16, depth=16, frame_slices=8, window=window)
     found = [f.mean(), f.std(), f[0, 3, 7, 9], f[1, 2, 10, 5], f[1, 7, 1, 14]]
     assert RECIPE == 2
     np.testing.assert_allclose(found, values, atol=2e-4)

@@ -115,6 +115,7 @@ BAD = {
     "2-D": (image(HU[:, :, 0]).to_bytes(), "2-D (12, 10)"),
     "4-D": (image(np.stack([HU, HU], -1)).to_bytes(), "4-D (12, 10, 8, 2)"),
     "one slice": (image(HU[:, :, :1]).to_bytes(), "one slice, not a volume"),
+    "a line of voxels": (image(np.zeros((2, 2, 20_000), np.int16)).to_bytes(), "20,000 voxels along"),
     "one sagittal slice": (image(HU[:1]).to_bytes(), "one slice, not a volume"),
     "NaN": (image(nan()).to_bytes(), "NaN or infinite"),
     "infinite": (image(nan(-np.inf)).to_bytes(), "NaN or infinite"),

@@ -16,7 +16,7 @@ CODES = [
     for order in permutations(("RL", "AP", "SI"))
     for sides in product((0, 1), repeat=3)
 ]
-FRAMES = {"mode": "hu", "size": 24, "depth": 24, "frame_slices": 24}
+FRAMES = {"mode": "hu", "size": 24, "depth": 24, "frame_slices": 24, "crop_to_body": False}
 
 
 def stored(ras: Volume, codes: str) -> Volume:
@@ -62,5 +62,5 @@ def test_the_same_holds_for_files(codes):
     turned = stored(Volume(array, np.diag([2.0, 2.0, 3.0, 1.0])), codes)
     read = load_volume_bytes(nibabel.Nifti1Image(turned.array, turned.affine).to_bytes())
     assert read.axis_codes == codes
-    frames = prepare_frames(read, mode="hu", size=12, depth=8, frame_slices=8)[0]
+    frames = prepare_frames(read, mode="hu", size=12, depth=8, frame_slices=8, crop_to_body=False)[0]
     assert np.unravel_index(frames.argmax(), frames.shape) == (6, 8, 9)  # y is padded by one to a square

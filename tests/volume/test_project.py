@@ -21,10 +21,10 @@ def ball(affine, shape=(40, 32, 36)):
 
 
 @pytest.mark.parametrize("codes", TURNS)
-@pytest.mark.parametrize("mode", ["hu", "published"])
-def test_a_ball_comes_back_to_its_voxels(codes, mode):
+@pytest.mark.parametrize(("mode", "crop"), [("hu", True), ("hu", False), ("published", True)])
+def test_a_ball_comes_back_to_its_voxels(codes, mode, crop):
     volume, inside = ball(TURNS[codes])
-    settings = {"mode": mode, "size": 24, "depth": 32, "frame_slices": 8}
+    settings = {"mode": mode, "crop_to_body": crop, "size": 24, "depth": 32, "frame_slices": 8}
     frames = prepare_frames(volume, **settings)
     back = to_volume(frames, volume, **settings)
     assert back.shape == volume.array.shape
@@ -35,7 +35,7 @@ def test_a_ball_comes_back_to_its_voxels(codes, mode):
 
 def test_a_ramp_comes_back_exactly_between_the_borders():
     volume, _ = ball(TURNS["RAS"])
-    settings = {"mode": "hu", "size": 20, "depth": 18, "frame_slices": 9}
+    settings = {"mode": "hu", "size": 20, "depth": 18, "frame_slices": 9, "crop_to_body": False}
     ramp = np.broadcast_to((np.arange(18) + 0.5)[:, None, None] / 18, (18, 20, 20)).reshape(2, 9, 20, 20)
     back = to_volume(ramp, volume, **settings)
     expected = (np.arange(36) + 0.5) / 36
