@@ -28,7 +28,9 @@ SIGNS = {
     "pancreatic enlargement": {"pancreatitis"},
     "gallbladder wall thickening": {"cholecystitis"},
     "gallbladder distension": {"cholecystitis"},
+    "bowel wall thickening": {"colitis"},
     "consolidation": {"pneumonia"},
+    "honeycombing": {"interstitial lung disease"},
     "fat stranding": {
         *("appendicitis", "diverticulitis", "pancreatitis", "cholecystitis", "pyelonephritis", "colitis"),
     },
@@ -129,27 +131,37 @@ def _read(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _specified(there: list[Finding]) -> list[Finding]:
-    kinds = {
-        (f.start, KINDS[f.entity]): f.entity
+    places = {(f.start, f.entity): (f.location, f.sizes_mm) for f in there}
+    kinds = {  # a kind has no place and size of its own, or is told with those of its lesion
+        (f.start, KINDS[f.entity]): f
         for f in there
-        if f.entity in KINDS and not (f.location or f.sizes_mm)
+        if f.entity in KINDS
+        and (f.location, f.sizes_mm) in (("", ()), places.get((f.start, KINDS[f.entity])))
     }
     lesions = {(f.start, f.entity) for f in there}
-    return [
-        replace(f, entity=kinds.get((f.start, f.entity), f.entity))
-        for f in there
-        if (f.start, KINDS.get(f.entity)) not in lesions.intersection(kinds)
-    ]
+    specified = []
+    for finding in there:
+        if (finding.start, KINDS.get(finding.entity)) in lesions.intersection(kinds):
+            continue
+        if kind := kinds.get((finding.start, finding.entity)):
+            comparison = finding.comparison or kind.comparison
+            finding = replace(finding, entity=kind.entity, comparison=comparison)
+        specified.append(finding)
+    return specified
 
 
 def _placed(there: list[Finding]) -> list[Finding]:
-    """A disease without a place lies where its sign in the same sentence does."""
+    """A disease without a place lies where its sign in the same sentence does, and what the sentence compares
+    it compares of both."""
     placed = []
     for finding in there:
-        signs = [f for f in there if f.start == finding.start and finding.entity in SIGNS.get(f.entity, ())]
+        beside = [f for f in there if f.start == finding.start]
+        signs = [f for f in beside if finding.entity in SIGNS.get(f.entity, ())]
+        diseases = [f for f in beside if f.entity in SIGNS.get(finding.entity, ())]
         if signs and not finding.side and not finding.location:
             finding = replace(finding, side=signs[0].side, location=signs[0].location)
-        placed.append(finding)
+        told = [f.comparison for f in (finding, *signs, *diseases) if f.comparison]
+        placed.append(replace(finding, comparison=told[0]) if told else finding)
     return placed
 
 
@@ -162,6 +174,8 @@ def _sides(side: str) -> tuple[str, ...]:
 
 def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
+    if "segment" in words and "superior" in words:
+        words = words - {"superior"} | {"6"}  # of the lung's lower lobe
     place = words - _NO_PLACE - set(finding.entity.split())
     facts = lexicon().entities[finding.entity]
     within = _WITHIN | _SEGMENTS.get(facts["organ"], {})
@@ -169,7 +183,7 @@ def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     sides = _sides(finding.side)
     if not facts.get("sided"):
         # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
-        place |= {finding.side} - {"", "bilateral"}
+        place |= {finding.side, *finding.location.split()} & {"left", "right"}
         sides = ("",)
     return [
         Claim(

@@ -16,6 +16,7 @@ from mu2llm.text.qualities import by_side, qualities
 from mu2llm.text.sentences import Sentence, split
 from mu2llm.text.words import lexicon
 
+_SPREAD = {"malignant", "metastatic"}  # a nature that is told, however uncertain
 _SPEAKS = re.compile("[EHny]")
 _HEADING = re.compile(r"[A-Z][A-Za-z ,&/]{1,40}:")
 
@@ -127,6 +128,7 @@ def _only_its_nature(fields: dict[str, Any], said: list[dict[str, Any]]) -> bool
     return fields["status"] == "uncertain" and any(
         other["status"] == "present"
         and other["entity"] == fields["entity"]
+        and not _SPREAD.intersection(fields["attributes"]).difference(other["attributes"])
         and all(
             not fields[slot] or fields[slot] == other[slot]
             for slot in ("side", "location", "sizes_mm", "severity", "comparison")

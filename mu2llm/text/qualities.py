@@ -116,7 +116,8 @@ def _comparison(row: Row, mentions: list[Mention], mention: Mention) -> str:
             word = row.word(i)
             if row.spans[i].value == "atrophic" and word.startswith(("decreas", "reduc")):
                 return "decreased"
-            since = codes[i + 1 : i + 2] == "p" or word.startswith(("has ", "have ", "is ", "are "))
+            since = codes[i + 1 : i + 2] == "p" or word.startswith(("has ", "have "))
+            since = since or (word.startswith(("is ", "are ")) and not word.endswith(" increased"))
             if row.spans[i].value == "enlarged" and (
                 since or (i != mention.at and word.startswith("increas"))
             ):
