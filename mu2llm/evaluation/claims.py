@@ -129,26 +129,44 @@ def _read(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _specified(there: list[Finding]) -> list[Finding]:
-    kinds = {
-        (f.start, KINDS[f.entity]): f.entity
-        for f in there
-        if f.entity in KINDS and not (f.location or f.sizes_mm)
-    }
-    lesions = {(f.start, f.entity) for f in there}
-    return [
-        replace(f, entity=kinds.get((f.start, f.entity), f.entity))
-        for f in there
-        if (f.start, KINDS.get(f.entity)) not in lesions.intersection(kinds)
-    ]
+    """A lesion by the name of what its sentence takes it for, with all that is said of either."""
+    kinds: dict[int, Finding] = {}
+    told: set[int] = set()
+    for at, lesion in enumerate(there):
+        for of, kind in enumerate(there):
+            if KINDS.get(kind.entity) == lesion.entity and _no_other(kind, lesion):
+                kinds[at] = kind
+                told.add(of)
+    named = [_named(f, kinds[at]) if at in kinds else f for at, f in enumerate(there)]
+    return [f for at, f in enumerate(named) if at not in told]
+
+
+def _no_other(kind: Finding, lesion: Finding) -> bool:
+    """Whether a sentence tells no other place or size of a kind than of the lesion."""
+    return kind.start == lesion.start and all(
+        not getattr(kind, slot) or getattr(kind, slot) == getattr(lesion, slot)
+        for slot in ("side", "location", "sizes_mm")
+    )
+
+
+def _named(lesion: Finding, kind: Finding) -> Finding:
+    return replace(
+        lesion,
+        entity=kind.entity,
+        attributes=tuple(dict.fromkeys(lesion.attributes + kind.attributes)),
+        comparison=lesion.comparison or kind.comparison,
+    )
 
 
 def _placed(there: list[Finding]) -> list[Finding]:
-    """A disease without a place lies where its sign in the same sentence does."""
+    """A disease without a place lies where its sign in the same sentence does, and changes as it does."""
     placed = []
     for finding in there:
         signs = [f for f in there if f.start == finding.start and finding.entity in SIGNS.get(f.entity, ())]
         if signs and not finding.side and not finding.location:
             finding = replace(finding, side=signs[0].side, location=signs[0].location)
+        if signs and not finding.comparison:
+            finding = replace(finding, comparison=signs[0].comparison)
         placed.append(finding)
     return placed
 
@@ -162,14 +180,16 @@ def _sides(side: str) -> tuple[str, ...]:
 
 def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
-    place = words - _NO_PLACE - set(finding.entity.split())
     facts = lexicon().entities[finding.entity]
+    if facts["organ"] == "lungs":
+        words = _numbered(words)
+    place = words - _NO_PLACE - set(finding.entity.split())
     within = _WITHIN | _SEGMENTS.get(facts["organ"], {})
     place |= {larger for part, larger in within.items() if part in place}
     sides = _sides(finding.side)
     if not facts.get("sided"):
         # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
-        place |= {finding.side} - {"", "bilateral"}
+        place |= ({finding.side} | words & {"left", "right"}) - {"", "bilateral"}
         sides = ("",)
     return [
         Claim(
@@ -195,7 +215,24 @@ _SEGMENTS = {
     "liver": {**dict.fromkeys("234", "left"), **dict.fromkeys("5678", "right")},
     "lungs": {**dict.fromkeys("123", "upper"), **dict.fromkeys(("6", "7", "8", "9", "10"), "lower")},
 }
+# The names of the lung's segments by number; the lingula's and the middle lobe's are told by their lobe.
+_NAMED_SEGMENTS = {
+    **{"posterior": "2", "anterior": "3", "superior": "6", "mediobasal": "7", "anterobasal": "8"},
+    **{"laterobasal": "9", "posterobasal": "10"},
+}
 _SAME_PLACE = {"bases": "base", "apices": "apex"}
+
+
+def _numbered(words: set[str]) -> set[str]:
+    """A place in the lung with its segment by number, where that segment lies in the lobe that is told: the
+    superior segment of the lower lobe is the sixth."""
+    lobes = words & {"upper", "middle", "lower", "lingula"}
+    numbers = {
+        word: number
+        for word, number in _NAMED_SEGMENTS.items()
+        if word in words and "segment" in words and lobes <= {_SEGMENTS["lungs"][number]}
+    }
+    return words - set(numbers) | set(numbers.values())
 
 
 def _details(claim: Claim) -> int:

@@ -111,8 +111,6 @@ def _settle(row: list[Span]) -> None:
         after = row[index + 1].code if index + 1 < len(row) else ""
         if index == 0 and span.code == "N" and after == ",":
             row[index] = span._replace(code="w")
-        elif span.code == "M" and span.value == "none" and after in ("E", "H"):
-            row[index] = span._replace(code="N")  # "Lymph nodes: none enlarged."
         elif span.code == "N" and not after and index and row[index - 1].code == ":":
             row[index] = span._replace(code="M")  # "Pleural effusion: no."
         elif span.code == "M" and span.value == "none" and _SAID_NEXT.match(codes, index + 1):

@@ -99,10 +99,9 @@ def _of_sentence(sentence: str, heading: str) -> tuple[Finding, ...]:
     spoken = [mention for index in range(len(mentions)) for mention in named(row, mentions, index)]
     said = [one for mention in spoken for one in by_side(row, mention, qualities(row, mentions, mention))]
     said += [no for no in denied(row, spoken) if not any(_same_place(no, other) for other in said)]
+    said = [told for fields in said if (told := _beyond_its_nature(fields, said))]
     found: list[Finding] = []
-    for finding in (
-        Finding(text=sentence, **fields) for fields in said if not _only_its_nature(fields, said)
-    ):
+    for finding in (Finding(text=sentence, **fields) for fields in said):
         for index, other in enumerate(found):
             if _says_the_same(finding, other):
                 found[index] = _joined(other, finding)
@@ -120,6 +119,19 @@ def _organ_heading(sentence: str) -> str:
 
 def _same_place(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a["entity"] == b["entity"] and {a["side"], b["side"]} != {"left", "right"}
+
+
+def _beyond_its_nature(fields: dict[str, Any], said: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a mention tells; where only the kind of a thing is uncertain, nothing but that it may be a cancer
+    or metastasis: "a renal mass, suspicious for RCC"."""
+    if not _only_its_nature(fields, said):
+        return fields
+    kinds = {
+        facts["attribute"]: facts["default"] for facts in lexicon().heads.values() if "attribute" in facts
+    }
+    kind = next((kinds[name] for name in fields["attributes"] if name in kinds), "")
+    bare = {"side": "", "location": "", "severity": "", "sizes_mm": (), "attributes": (), "comparison": ""}
+    return fields | bare | {"entity": kind} if kind else {}
 
 
 def _only_its_nature(fields: dict[str, Any], said: list[dict[str, Any]]) -> bool:
