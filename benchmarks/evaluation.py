@@ -5,7 +5,7 @@
 
 Drafting is greedy, with prepared frames at hand, each volume encoded once: `mu2llm.evaluation.drafts.draft`
 in a batch, the same with a batch of one, and transformers' `generate` with one volume after the other. A
-minute on two cores.
+few minutes on two cores.
 """
 
 import argparse

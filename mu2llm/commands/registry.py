@@ -46,7 +46,8 @@ def add(commands: Any) -> None:
         verb = verbs.add_parser(name, help=about)
         verb.add_argument("version", help="number or alias, such as challenger")
         if name != "show":
-            verb.add_argument("--rules", help="YAML of rules (default: mlflow/registry/gate.yaml)")
+            default = "mlflow/registry/gate.yaml" if name == "gate" else "those of its last gate"
+            verb.add_argument("--rules", help=f"YAML of rules (default: {default})")
         _shared(verb, run)
     _shared(verbs.add_parser("history", help="every promotion and rollback, oldest first"), run_history)
     _shared(verbs.add_parser("rollback", help="the champion before this one becomes it again"), run_rollback)
@@ -66,7 +67,11 @@ def add(commands: Any) -> None:
     export = commands.add_parser("export", help="a version for another system").add_subparsers(
         metavar="VERB", required=True
     )
-    triton = export.add_parser("triton", help="as an entry of a Triton model repository")
+    triton = export.add_parser(
+        "triton",
+        help="as an entry of a Triton model repository",
+        description="The engine and the limits that are not given stay as the repository has them.",
+    )
     triton.add_argument("version", nargs="?", default="champion", help="number or alias (default: champion)")
     triton.add_argument("--repository", default="demo/serving/repository", help="folder or s3:// address")
     triton.add_argument("--engine", choices=("batch", "vllm"), help="how drafts are written")

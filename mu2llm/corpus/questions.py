@@ -2,6 +2,7 @@
 follow-up, wherever the report says something of it; and whether what it denies is there."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 from mu2llm.corpus.evidence import Evidence
@@ -13,6 +14,7 @@ ASPECTS = ("presence", "location", "attributes", "change", "certainty", "follow-
 _DENIED_PER_SENTENCE = (
     3  # "the lungs are clear" denies seven things; asking all would drown the positive ones
 )
+_NEW_ITEM = re.compile(r"\n|\d[.)]|[-*•]\s")  # between two sentences
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,32 @@ def _says(finding: Finding, aspect: str) -> bool:
 
 
 def _advice(evidence: Evidence, entity: str) -> list[Sentence]:
-    """Follow-up sentences that name the entity; or name none, and follow one that does; or follow none, in
-    findings or impression, and so hold for all."""
+    """Follow-up sentences that name the entity; or name none, and follow one that does in the same paragraph
+    or item of a list; or follow none there, and so hold for all."""
     spoken: dict[str, set[str]] = {}
     affirmed: dict[str, set[str]] = {}
     for finding in evidence.findings:
         spoken.setdefault(finding.sentence, set()).add(finding.entity)
         if finding.status != "absent":
             affirmed.setdefault(finding.sentence, set()).add(finding.entity)
-    concluding = evidence.impression
     found: list[Sentence] = []
     for sentence in evidence.follow_up:
-        section = concluding if sentence in concluding else evidence.sentences
-        before = section[: section.index(sentence)]
-        meant = next((affirmed[one.id] for one in reversed(before) if one.id in affirmed), {entity})
+        before = _item_before(evidence, sentence)
+        meant = next((affirmed[one.id] for one in before if one.id in affirmed), {entity})
         if entity in spoken.get(sentence.id, meant):
             found.append(sentence)
+    return found
+
+
+def _item_before(evidence: Evidence, sentence: Sentence) -> list[Sentence]:
+    """The sentences before one in its paragraph or item of a list, the nearest first."""
+    found: list[Sentence] = []
+    start = sentence.start
+    for one in reversed(evidence.sentences[: evidence.sentences.index(sentence)]):
+        if _NEW_ITEM.search(evidence.text[one.end : start]):
+            break
+        found.append(one)
+        start = one.start
     return found
 
 

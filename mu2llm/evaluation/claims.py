@@ -28,7 +28,9 @@ SIGNS = {
     "pancreatic enlargement": {"pancreatitis"},
     "gallbladder wall thickening": {"cholecystitis"},
     "gallbladder distension": {"cholecystitis"},
+    "bowel wall thickening": {"colitis"},
     "consolidation": {"pneumonia"},
+    "honeycombing": {"interstitial lung disease"},
     "fat stranding": {
         *("appendicitis", "diverticulitis", "pancreatitis", "cholecystitis", "pyelonephritis", "colitis"),
     },
@@ -129,45 +131,37 @@ def _read(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _specified(there: list[Finding]) -> list[Finding]:
-    """A lesion by the name of what its sentence takes it for, with all that is said of either."""
-    kinds: dict[int, Finding] = {}
-    told: set[int] = set()
-    for at, lesion in enumerate(there):
-        for of, kind in enumerate(there):
-            if KINDS.get(kind.entity) == lesion.entity and _no_other(kind, lesion):
-                kinds[at] = kind
-                told.add(of)
-    named = [_named(f, kinds[at]) if at in kinds else f for at, f in enumerate(there)]
-    return [f for at, f in enumerate(named) if at not in told]
-
-
-def _no_other(kind: Finding, lesion: Finding) -> bool:
-    """Whether a sentence tells no other place or size of a kind than of the lesion."""
-    return kind.start == lesion.start and all(
-        not getattr(kind, slot) or getattr(kind, slot) == getattr(lesion, slot)
-        for slot in ("side", "location", "sizes_mm")
-    )
-
-
-def _named(lesion: Finding, kind: Finding) -> Finding:
-    return replace(
-        lesion,
-        entity=kind.entity,
-        attributes=tuple(dict.fromkeys(lesion.attributes + kind.attributes)),
-        comparison=lesion.comparison or kind.comparison,
-    )
+    places = {(f.start, f.entity): (f.location, f.sizes_mm) for f in there}
+    kinds = {  # a kind has no place and size of its own, or is told with those of its lesion
+        (f.start, KINDS[f.entity]): f
+        for f in there
+        if f.entity in KINDS
+        and (f.location, f.sizes_mm) in (("", ()), places.get((f.start, KINDS[f.entity])))
+    }
+    lesions = {(f.start, f.entity) for f in there}
+    specified = []
+    for finding in there:
+        if (finding.start, KINDS.get(finding.entity)) in lesions.intersection(kinds):
+            continue
+        if kind := kinds.get((finding.start, finding.entity)):
+            comparison = finding.comparison or kind.comparison
+            finding = replace(finding, entity=kind.entity, comparison=comparison)
+        specified.append(finding)
+    return specified
 
 
 def _placed(there: list[Finding]) -> list[Finding]:
-    """A disease without a place lies where its sign in the same sentence does, and changes as it does."""
+    """A disease without a place lies where its sign in the same sentence does, and what the sentence compares
+    it compares of both."""
     placed = []
     for finding in there:
-        signs = [f for f in there if f.start == finding.start and finding.entity in SIGNS.get(f.entity, ())]
+        beside = [f for f in there if f.start == finding.start]
+        signs = [f for f in beside if finding.entity in SIGNS.get(f.entity, ())]
+        diseases = [f for f in beside if f.entity in SIGNS.get(finding.entity, ())]
         if signs and not finding.side and not finding.location:
             finding = replace(finding, side=signs[0].side, location=signs[0].location)
-        if signs and not finding.comparison:
-            finding = replace(finding, comparison=signs[0].comparison)
-        placed.append(finding)
+        told = [f.comparison for f in (finding, *signs, *diseases) if f.comparison]
+        placed.append(replace(finding, comparison=told[0]) if told else finding)
     return placed
 
 
@@ -189,7 +183,7 @@ def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     sides = _sides(finding.side)
     if not facts.get("sided"):
         # The right lobe of the liver is a place; that emphysema lies in both lungs goes without saying.
-        place |= ({finding.side} | words & {"left", "right"}) - {"", "bilateral"}
+        place |= {finding.side, *finding.location.split()} & {"left", "right"}
         sides = ("",)
     return [
         Claim(

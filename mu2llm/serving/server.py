@@ -63,7 +63,7 @@ def start(
     http_port: int = 8000,
     metrics_port: int = 8002,
     volume_roots: Sequence[str] = (),
-    ready_seconds: float = 180,
+    ready_seconds: float = 600,
 ) -> Server:
     """Starts tritonserver on an exported repository and returns when the model is ready.
 
@@ -122,7 +122,7 @@ def start(
     return server
 
 
-def reload(state_dir: str | Path, *, seconds: float = 180) -> Server:
+def reload(state_dir: str | Path, *, seconds: float = 600) -> Server:
     """Has the running server load the version that config.pbtxt names now, and returns when it serves that.
 
     Requests go on meanwhile, to the version before; drafts that are under way end with it. Raises

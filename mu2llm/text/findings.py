@@ -16,6 +16,7 @@ from mu2llm.text.qualities import by_side, qualities
 from mu2llm.text.sentences import Sentence, split
 from mu2llm.text.words import lexicon
 
+_SPREAD = {"malignant", "metastatic"}  # a nature that is told, however uncertain
 _SPEAKS = re.compile("[EHny]")
 _HEADING = re.compile(r"[A-Z][A-Za-z ,&/]{1,40}:")
 
@@ -99,9 +100,10 @@ def _of_sentence(sentence: str, heading: str) -> tuple[Finding, ...]:
     spoken = [mention for index in range(len(mentions)) for mention in named(row, mentions, index)]
     said = [one for mention in spoken for one in by_side(row, mention, qualities(row, mentions, mention))]
     said += [no for no in denied(row, spoken) if not any(_same_place(no, other) for other in said)]
-    said = [told for fields in said if (told := _beyond_its_nature(fields, said))]
     found: list[Finding] = []
-    for finding in (Finding(text=sentence, **fields) for fields in said):
+    for finding in (
+        Finding(text=sentence, **fields) for fields in said if not _only_its_nature(fields, said)
+    ):
         for index, other in enumerate(found):
             if _says_the_same(finding, other):
                 found[index] = _joined(other, finding)
@@ -121,24 +123,12 @@ def _same_place(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a["entity"] == b["entity"] and {a["side"], b["side"]} != {"left", "right"}
 
 
-def _beyond_its_nature(fields: dict[str, Any], said: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a mention tells; where only the kind of a thing is uncertain, nothing but that it may be a cancer
-    or metastasis: "a renal mass, suspicious for RCC"."""
-    if not _only_its_nature(fields, said):
-        return fields
-    kinds = {
-        facts["attribute"]: facts["default"] for facts in lexicon().heads.values() if "attribute" in facts
-    }
-    kind = next((kinds[name] for name in fields["attributes"] if name in kinds), "")
-    bare = {"side": "", "location": "", "severity": "", "sizes_mm": (), "attributes": (), "comparison": ""}
-    return fields | bare | {"entity": kind} if kind else {}
-
-
 def _only_its_nature(fields: dict[str, Any], said: list[dict[str, Any]]) -> bool:
     """Whether a thing is there and only its kind uncertain: "an adrenal nodule, probably an adenoma"."""
     return fields["status"] == "uncertain" and any(
         other["status"] == "present"
         and other["entity"] == fields["entity"]
+        and not _SPREAD.intersection(fields["attributes"]).difference(other["attributes"])
         and all(
             not fields[slot] or fields[slot] == other[slot]
             for slot in ("side", "location", "sizes_mm", "severity", "comparison")

@@ -95,7 +95,7 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         own = _sites_after(row, mention)
     if not own and not facts.get("direct"):
         own = _shared(row, mentions, index, facts) or _subject(row, mention, facts)
-    if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention, bool(facts.get("direct"))):
+    if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention):
         return [replace(mention, entity=facts["sites"]["liver"])]
     if not own and "lungs" in facts["sites"] and _at_hilum(row, words):
         return [replace(mention, entity=facts["sites"]["lungs"])]
@@ -189,10 +189,9 @@ def _organ_before(row: Row, mentions: list[Mention], index: int) -> str:
     return str(lexicon().entities[before[0].entity]["organ"]) if before else ""
 
 
-def _in_liver_segment(row: Row, mention: Mention, direct: bool) -> bool:
-    """Whether a numbered segment stands in the clause, or directly with the mention, and no lobe of the lung:
-    the liver's are numbered."""
-    begin, end = (mention.first, mention.end) if direct else row.bounds(mention.clause)
+def _in_liver_segment(row: Row, mention: Mention) -> bool:
+    """Whether a numbered segment stands in the clause and no lobe of the lung: the liver's are numbered."""
+    begin, end = row.bounds(mention.clause)
     named = {str(row.spans[i].value) for i in range(begin, end) if row.codes[i] == "L"}
     return any(name.startswith("segment ") for name in named) and not named.intersection(_LUNG_PLACES)
 

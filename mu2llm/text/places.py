@@ -59,7 +59,7 @@ def place(row: Row, where: range, known: str = "") -> tuple[str, str]:
             sides.append(side)
         elif len(set(sides)) == 1 or known:
             side = known or sides[0]
-        if name == "lobe" and not side:
+        if name == "lobe" and side not in ("left", "right"):
             continue
         lateral = side in ("left", "right") and name.split()[-1] in _SIDED
         places.append(f"{side} {name}" if lateral else name)

@@ -90,7 +90,9 @@ def _status(row: Row, mentions: list[Mention], mention: Mention) -> str:
         # "likely pneumonia" holds for what follows; "pneumonia is likely" for what precedes.
         looks_ahead = any(i < other.at < end for other in mentions)
         kinds = ("w", "a") if looks_ahead else ("w", "a", "A")
-        nature = row.codes[i - 1] == "," and row.codes[i + 1 : i + 2] in kinds
+        ahead = next((other.at for other in mentions if i < other.at < end), i)
+        doubted = ahead > i and set(row.codes[i + 1 : ahead]) <= set("waOgsSL")  # "likely infectious colitis"
+        nature = row.codes[i - 1] == "," and row.codes[i + 1 : i + 2] in kinds and not doubted
         if nature or (not looks_ahead and row.codes[i - 1 : i + 2] == "VBa"):
             continue  # "effusion, likely physiologic", "the lesion is likely benign": it is there
         if (i < mention.at) if looks_ahead else (i > mention.at):
@@ -118,11 +120,14 @@ def _comparison(row: Row, mentions: list[Mention], mention: Mention) -> str:
             word = row.word(i)
             if row.spans[i].value == "atrophic" and word.startswith(("decreas", "reduc")):
                 return "decreased"
-            since = codes[i + 1 : i + 2] == "p" or word.startswith(("has ", "have ", "is ", "are "))
+            since = codes[i + 1 : i + 2] == "p" or word.startswith(("has ", "have "))
+            since = since or (word.startswith(("is ", "are ")) and not word.endswith(" increased"))
             if row.spans[i].value == "enlarged" and (
                 since or (i != mention.at and word.startswith("increas"))
             ):
                 return "increased"  # "the heart has enlarged", "enlarged from"; not "heart size is increased"
+    if codes[: mention.first].endswith("H") and row.word(mention.first - 1).startswith("increas"):
+        return "increased"  # "increased bilateral effusions"
     begin = row.bounds(mention.clause)[0]
     ahead = _CHANGE_BEFORE.search(codes[begin : mention.first])  # "no change in the nodule"
     if ahead:

@@ -6,11 +6,14 @@ from functools import lru_cache
 
 # A full stop after one of these ends no sentence, whatever follows.
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[])(?:(?:dr|mr|mrs|ms|prof|vs|approx|figs?|ca|cf|e\.g|i\.e|resp|dept)|dr\.? [a-z])\.$",
+    r"(?:^|[\s(\[])(?:(?:dr|mr|mrs|ms|prof|st|vs|approx|figs?|ca|cf|e\.g|i\.e|resp|dept)|dr\.? [a-z])\.$",
     re.IGNORECASE,
 )
-# These are abbreviations only before a number: "no. 3", "im. 45".
-_BEFORE_NUMBER = re.compile(r"(?:^|[\s(\[])(?:nos?|ima?g?|ser?)\.$", re.IGNORECASE)
+# These are abbreviations only before a number: "no. 3", "im. 45", "Jan. 5".
+_BEFORE_NUMBER = re.compile(
+    r"(?:^|[\s(\[])(?:nos?|ima?g?|ser?|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.$", re.IGNORECASE
+)
+_INITIALS = re.compile(r"(?:[A-Za-z]\.){2,4}$")  # L.U.L., 3 p.m.
 _UNIT = re.compile(r"\d\s*(?:mm|cm|ml|cc|sec|min)\.$", re.IGNORECASE)
 _UNIT_GOES_ON = re.compile(r"(?:in|by|x|×|at|on|and|with|to|thick|wide|long|from|of|deep)\b")
 
@@ -77,7 +80,11 @@ def _is_full_stop(text: str, begin: int, dot: int) -> bool:
     if _ABBREVIATION.search(before):
         return not after
     if _UNIT.search(text[max(begin, dot - 14) : dot + 1]):
-        return not _UNIT_GOES_ON.match(after)
+        return not (
+            _UNIT_GOES_ON.match(after) or (after[:1].islower() and text[begin:dot].lstrip()[:1].isupper())
+        )
+    if _INITIALS.search(before):
+        return not after[:1].islower()
     return True
 
 

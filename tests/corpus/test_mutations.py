@@ -13,6 +13,7 @@ from mu2llm.corpus.citations import sample_id, verify
 from mu2llm.corpus.providers import Rules
 from mu2llm.corpus.stages import work
 from mu2llm.text.chinese import is_chinese
+from mu2llm.text.findings import extract
 from tests.corpus.made_studies import study
 
 MUTANTS = 1000
@@ -83,13 +84,21 @@ def _mutant(rng, kind, sample, others):
     else:
         before = citation["sentence"]
         after = CHANGES[kind](rng, before)
-        if after is None:
+        if after is None or (kind == "side" and _is_said_too(after, citation["ids"], mutant["evidence"])):
             return None
         mutant[citation["part"]] = mutant[citation["part"]].replace(before, after)
         for one in mutant["citations"]:
             if (one["part"], one["sentence"]) == (citation["part"], before):
                 one["sentence"] = after
     return mutant | {"sample_id": sample_id(mutant)}
+
+
+def _is_said_too(claim, ids, evidence):
+    """Whether a short claim with another side is as true: "a right chest tube and a left port"."""
+    texts = [item["text"] for item in evidence if item["id"] in ids]
+    told = {(f.entity, f.status, f.side) for text in texts for f in extract(text)}
+    said = {(f.entity, f.status, f.side) for f in extract(claim)}
+    return bool(said) and said <= told and all(len(claim) < len(text) for text in texts)
 
 
 def _ids_that_say_it(sample, citation):

@@ -86,11 +86,10 @@ def test_advice_is_that_of_the_finding_before_it():
     assert result["gaps"] == result["drops"] == []
 
 
-def test_advice_that_follows_no_finding_is_for_all_and_no_duplicate():
-    result = work(
-        study("f", "Mild cardiomegaly. A 12 mm nodule in the right upper lobe.", "Follow-up is advised."),
-        Rules(),
-    )
+@pytest.mark.parametrize("impression", ["Follow-up is advised.", "1. Lung nodule.\n2. Follow-up is advised."])
+def test_advice_that_follows_no_finding_is_for_all_and_no_duplicate(impression):
+    findings = "Mild cardiomegaly. A 12 mm nodule in the right upper lobe."
+    result = work(study("f", findings, impression), Rules())
     about = [question for question, answer in asked(result).items() if answer == "Follow-up is advised."]
     assert ["cardiomegaly" in question for question in about] == [True, False]
     assert result["gaps"] == result["drops"] == []

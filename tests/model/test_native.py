@@ -1,6 +1,7 @@
 """The model with transformers' own tools: checkpointing, LoRA, compile, device maps, ZeRO-3."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
 from mu2llm.model.tiny import build_tiny
-from mu2llm.volume import Volume
+from mu2llm.volume import Volume, load_volume
+from tests.dicom_series import write_series
 from tests.model.small import QUESTIONS, TEXTS, new_tokens
 
 
@@ -191,6 +193,11 @@ def test_a_volume_may_come_in_any_form(pair, tmp_path):
     forms = [path, str(path), volume, made, torch.from_numpy(made)]
     batch = processor(forms, QUESTIONS[:1] * len(forms))["pixel_values"]
     assert batch.shape == (5, 2, 16, 32, 32) and (batch == batch[:1]).all()
+    write_series(tmp_path / "dicom")
+    zipped = shutil.make_archive(str(tmp_path / "ct"), "zip", tmp_path / "dicom")
+    forms = [tmp_path / "dicom", zipped, load_volume(tmp_path / "dicom")]
+    batch = processor(forms, QUESTIONS[:1] * len(forms))["pixel_values"]
+    assert batch.std() > 0.01 and (batch == batch[:1]).all()
 
 
 def test_an_explanation_follows_its_draft_and_its_own_volume(pair, frames):
