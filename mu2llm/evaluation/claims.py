@@ -174,10 +174,10 @@ def _sides(side: str) -> tuple[str, ...]:
 
 def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
     words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
-    if "segment" in words and "superior" in words:
-        words = words - {"superior"} | {"6"}  # of the lung's lower lobe
-    place = words - _NO_PLACE - set(finding.entity.split())
     facts = lexicon().entities[finding.entity]
+    if facts["organ"] == "lungs":
+        words = _numbered(words)
+    place = words - _NO_PLACE - set(finding.entity.split())
     within = _WITHIN | _SEGMENTS.get(facts["organ"], {})
     place |= {larger for part, larger in within.items() if part in place}
     sides = _sides(finding.side)
@@ -209,7 +209,24 @@ _SEGMENTS = {
     "liver": {**dict.fromkeys("234", "left"), **dict.fromkeys("5678", "right")},
     "lungs": {**dict.fromkeys("123", "upper"), **dict.fromkeys(("6", "7", "8", "9", "10"), "lower")},
 }
+# The names of the lung's segments by number; the lingula's and the middle lobe's are told by their lobe.
+_NAMED_SEGMENTS = {
+    **{"posterior": "2", "anterior": "3", "superior": "6", "mediobasal": "7", "anterobasal": "8"},
+    **{"laterobasal": "9", "posterobasal": "10"},
+}
 _SAME_PLACE = {"bases": "base", "apices": "apex"}
+
+
+def _numbered(words: set[str]) -> set[str]:
+    """A place in the lung with its segment by number, where that segment lies in the lobe that is told: the
+    superior segment of the lower lobe is the sixth."""
+    lobes = words & {"upper", "middle", "lower", "lingula"}
+    numbers = {
+        word: number
+        for word, number in _NAMED_SEGMENTS.items()
+        if word in words and "segment" in words and lobes <= {_SEGMENTS["lungs"][number]}
+    }
+    return words - set(numbers) | set(numbers.values())
 
 
 def _details(claim: Claim) -> int:

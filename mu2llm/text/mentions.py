@@ -19,7 +19,8 @@ _LIST = frozenset("CO,")
 _BESIDE = frozenset("CO,v(")  # "consolidation (pneumonia?) in", "atelectasis vs pneumonia in"
 _TAG = re.compile(r",[DLwa]?s?L?S(?=[,#(]|$)")  # "cyst, left kidney, 4 cm", "atrophic, fatty pancreas"
 _PLACE_ENDS = re.compile("(PD?)?[gac]*[sSLw]+[CO,]$")
-_PLACE_NEXT = re.compile("[gac]*[sSLw0]")
+_PLACE_NEXT = re.compile("[gac]*[sSL]")
+_WORD_NEXT = re.compile("[w0]")
 _NATURE = re.compile("[^CO,;bVEH]*[,(]?[rV]*e[DAa]*$")  # "a lesion of 2 cm, consistent with a"
 _OF_IT = re.compile(r" *(?:and )?(?:the )?(?:walls?|lumen|diameter|parenchyma|surface|contours?) ", re.I)
 _LISTED = re.compile("S[CO,][Dsaw]?$")  # of "the stomach and proximal duodenum" the first
@@ -66,10 +67,14 @@ def territories(row: Row) -> list[Mention]:
 
 
 def _joins(codes: str, floor: int, first: int) -> bool:
-    """Whether a list of places goes on before `first`: "left and right", "small right and trace left"; not in
-    "effusion on the right and left lower lobe atelectasis", where the place is that of a mention before."""
+    """Whether a list of places goes on before `first`: "left and right", "small right and trace left", "right
+    fifth and 6th rib"; not in "effusion on the right and left lower lobe atelectasis", where the place is
+    that of a mention before."""
     listed = _PLACE_ENDS.search(codes[floor:first])
-    return bool(listed and not (floor and listed.group(1)) and _PLACE_NEXT.match(codes, first))
+    if not listed or (floor and listed.group(1)):
+        return False
+    follows = _WORD_NEXT if codes[first - 2] == "w" else _PLACE_NEXT
+    return follows.match(codes, first) is not None
 
 
 def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
@@ -99,8 +104,8 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         by_entity.setdefault(facts["sites"][_site(row, i)], []).append(i)
     if by_entity:
         return [replace(mention, entity=name, sites=tuple(sites)) for name, sites in by_entity.items()]
-    if own:
-        return []
+    if own:  # "thyroid cancer" is a cancer, and a "peritoneal stone" nothing known
+        return [replace(mention, entity=facts["default"])] if facts.get("direct") and facts["default"] else []
     for before in range(index - 1, -1, -1):  # "no nodule in the thyroid; right lobe nodule"
         if row.spans[mentions[before].at].value == span.value and not _lung_place(row, words):
             return [replace(mention, entity=one.entity) for one in named(row, mentions, before)[:1]]

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from mu2llm.text.clauses import Row
-from mu2llm.text.mentions import Mention, listed_with
+from mu2llm.text.mentions import Mention, listed_with, nature_of
 from mu2llm.text.places import place, whereabouts
 from mu2llm.text.sizes import going_on, grown, sizes_of
 from mu2llm.text.words import lexicon
@@ -30,8 +30,9 @@ def qualities(row: Row, mentions: list[Mention], mention: Mention) -> dict[str, 
     codes, spans = row.codes, row.spans
     severities = [spans[i].value for i in own if codes[i] == "g" and not _is_adverb(row, i)]
     attributes = [spans[i].value for i in own if codes[i] == "a"]
-    kind = lexicon().heads[spans[mention.at].value].get("attribute") if codes[mention.at] == "H" else None
-    if kind and mention.entity != spans[mention.at].value:  # a metastasis is not called metastatic
+    head = lexicon().heads[spans[mention.at].value] if codes[mention.at] == "H" else {}
+    kind = head.get("attribute")
+    if kind and mention.entity != head["default"]:  # a metastasis is not called metastatic
         attributes.insert(0, kind)
     if any(codes[i] == "q" for i in own):
         attributes.append("other")  # "no other nodule" does not deny the one before
@@ -106,7 +107,10 @@ def _is_adverb(row: Row, i: int) -> bool:
 
 def _comparison(row: Row, mentions: list[Mention], mention: Mention) -> str:
     codes = row.codes
-    things = [m.first for m in mentions if m.at > mention.at and row.spans[m.at].value not in _CHANGES]
+    behind = [m for m in mentions if m.at > mention.at]
+    if behind and nature_of(row, mention, behind[0]):
+        del behind[0]  # "nodules consistent with metastases, unchanged"
+    things = [m.first for m in behind if row.spans[m.at].value not in _CHANGES]
     following = min(things, default=len(codes))
     last = mention.at == mentions[-1].at
     for i in range(mention.first, following):

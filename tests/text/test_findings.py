@@ -1,7 +1,11 @@
 """One sentence, what it says: every rule of the word list and every known trap."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+from mu2llm.text import words
 from mu2llm.text.findings import extract, finding_keys
 
 LUNGS_CLEAR = {
@@ -226,3 +230,38 @@ def test_a_side_without_a_finding_changes_nothing():
 
 def test_unstated_side_gives_the_bare_key():
     assert finding_keys(extract("Pleural effusion.")) == {"pleural effusion"}
+
+
+@pytest.mark.parametrize("name", ["entities.yaml", "context.yaml", "chinese.yaml"])
+def test_no_name_stands_twice_in_a_word_list(name):
+    """YAML keeps the last of two silently: the terms of the first are lost."""
+
+    def twice(node):
+        if not isinstance(node, yaml.MappingNode):
+            return []
+        names = [key.value for key, _ in node.value]
+        return [n for n in set(names) if names.count(n) > 1] + [
+            n for _, part in node.value for n in twice(part)
+        ]
+
+    assert twice(yaml.compose((Path(words.__file__).parent / name).read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "fields"),
+    [
+        ("Cardiac size is slightly increased.", ("cardiomegaly", "", "minimal", "")),
+        ("The left effusion is slightly increased.", ("pleural effusion", "left", "", "increased")),
+        ("Thyroid cancer.", ("malignancy", "", "", "")),
+        ("Left posterolateral and right rib fracture.", ("fracture", "right", "", "")),
+        ("Right fifth and sixth rib fractures.", ("fracture", "right", "", "")),
+    ],
+)
+def test_one_word_list_does_not_undo_another(sentence, fields):
+    (finding,) = extract(sentence)
+    assert (finding.entity, finding.side, finding.severity, finding.comparison) == fields
+
+
+def test_the_nature_of_a_thing_does_not_end_what_is_said_of_it():
+    thing = extract("Multiple lung nodules consistent with metastases, increased since the prior CT.")[0]
+    assert (thing.entity, thing.comparison) == ("lung nodule", "increased")

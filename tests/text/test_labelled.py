@@ -28,7 +28,6 @@ WRONG = {
     "No evidence of acute intracranial or thoracic injury. Left clavicle fracture with mild displacement.",
     "Peripancreatic fat stranding and fluid consistent with acute interstitial pancreatitis; no necrosis.",
     "Whether the opacity in the left base represents atelectasis or early pneumonia is uncertain.",
-    "Unchanged cardiomegaly and decreased bilateral effusions.",
     "Cystic bronchiectasis is present in the left lower lobe with mucus plugging.",
     "Dilated small bowel loops measuring up to 3.8 cm with transition point in the right lower quadrant.",
     "Incidental 1.3 cm hypodense nodule in the left thyroid lobe.",
