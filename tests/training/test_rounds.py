@@ -10,7 +10,14 @@ def test_each_round_draws_from_the_model_of_the_one_before(hospital, tmp_path, m
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = [f"model={hospital.model}", f"studies={hospital.studies}", f"out={tmp_path}", "max_steps=2"]
     settings += ["zero_stage=0", "per_device_batch=2", "learning_rate=1e-3", "freeze=[]"]
-    drawing = ["candidates=2", "max_new_tokens=30", "margin=0", "reference_as_chosen=true", "limit=6"]
+    drawing = [
+        "candidates=2",
+        "max_new_tokens=30",
+        "margin=0",
+        "reference_as_chosen=true",
+        "limit=6",
+        "preference_share=0",
+    ]
     settings += [f"preferences.{text}" for text in drawing]
     summaries = iterate(2, "tiny", settings)
     assert [summary["studies"] for summary in summaries] == [6, 6]
