@@ -27,7 +27,7 @@ def train(
         settings: `preset` (mu2llm/training/presets), `nproc` (processes), and settings of `TrainConfig`.
         job: of `train_job.Job`: train in pods of a TrainJob. Empty: in this process's own.
         work: folder that outlives the step (a volume in the cluster): checkpoints and prepared frames.
-        tracking_uri: MLflow's, which keeps the run; empty: nowhere.
+        tracking_uri: MLflow's, which keeps the run; empty: nowhere. One in the settings goes before it.
         inputs: files and folders by their name in `TrainConfig`: model, studies, data. Where neither they nor
             the settings name a model, a small random one is made (its sizes: `start` in the settings).
         model: the `dsl.Model` to fill; metrics: the `dsl.Metrics` to fill.
@@ -46,8 +46,8 @@ def train(
         inputs = {name: _shared(path, folder / "inputs" / name) for name, path in inputs.items()}
     paths = {name: str(path) for name, path in inputs.items()}
     frames = str(Path(work) / "frames")
-    places = {"out": str(folder), "cache": frames, "tracking_uri": tracking_uri, **paths}
-    config = from_preset(preset, stage, **places, **settings)
+    settings = {"tracking_uri": tracking_uri, **settings}
+    config = from_preset(preset, stage, out=str(folder), cache=frames, **paths, **settings)
     if job:
         run_job(stage, save(config), Job(**job))
     else:

@@ -38,6 +38,9 @@ def summarise(
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(gigabytes, 2),
         "studies": ingest,
+        "rejects_file": str(Path(outputs["studies"].path) / "rejects.jsonl")
+        if ingest.get("rejects")
+        else None,
         "studies_test": evaluation["studies"],
         "finding_macro_f1": evaluation["finding_macro_f1"],
         "finding_macro_f1_ci": evaluation["finding_macro_f1_ci"],
@@ -91,6 +94,9 @@ def table(summary: dict[str, Any]) -> str:
         ("wall clock", f"{summary['seconds'] / 60:.1f} minutes"),
         ("peak memory", f"{summary['peak_memory_gb']:.1f} GB"),
     ]
+    if summary["rejects_file"]:
+        rejected = f"{summary['studies']['rejects']}, the reasons in {_shown(Path(summary['rejects_file']))}"
+        rows.insert(0, ("rejected rows", rejected))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 

@@ -5,6 +5,7 @@ comes from the paper it stands in the presets, not here.
 """
 
 import difflib
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
@@ -112,7 +113,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            setattr(self, name, _typed(name, hint, getattr(self, name)))
+            setattr(self, name, typed(name, hint, getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
@@ -248,13 +249,16 @@ def _suggest(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
 
 
-def _typed(name: str, hint: Any, value: Any) -> Any:
+def typed(name: str, hint: Any, value: Any) -> Any:
     """The value as the field's type. YAML reads `4e-6` as text and `1` as an integer: both are numbers."""
     if hint is float:
         try:
-            return value if isinstance(value, float) else float(_not_bool(value))
+            number = float(_not_bool(value))
         except (TypeError, ValueError):
             raise ValueError(f"{name}: {value!r} is not a number") from None
+        if math.isnan(number):  # it is within all bounds
+            raise ValueError(f"{name}: {value!r} is not a number")
+        return number
     if hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
@@ -273,7 +277,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
         raise ValueError(f"{name}: {value!r} is not a list of texts")
     if not isinstance(value, dict):
         raise ValueError(f"{name}: {value!r} is not a mapping of weights")
-    weights = {str(key): _typed(f"{name}.{key}", float, weight) for key, weight in value.items()}
+    weights = {str(key): typed(f"{name}.{key}", float, weight) for key, weight in value.items()}
     for key, weight in weights.items():
         if weight < 0:
             raise ValueError(f"{name}.{key}: {weight} must not be below 0")

@@ -74,9 +74,9 @@ def train_studies(
 ) -> list[Study]:
     """The train split without the `share` of its patients that is kept for preferences, or those alone.
 
-    The same patients always fall the same way, also when others are added; of two or more, one at least falls
-    each way. A share of 0 keeps nobody: then both are the whole split. Raises `ValueError` where the split
-    has no study, or a single patient to part.
+    A patient falls the same way whoever else is there, unless all would fall one way: of two or more, one at
+    least falls each way. A share of 0 keeps nobody: then both are the whole split. Raises `ValueError` where
+    the split has no study, or a single patient to part.
     """
     train = [study for study in studies.values() if study.split == "train"]
     if not train:
@@ -86,7 +86,10 @@ def train_studies(
     place = {study.patient_id: _place(study.patient_id) for study in train}
     first, *others = sorted(place, key=lambda patient: place[patient])
     if not others:
-        raise ValueError(f"preference_share: {share} cannot part the train split's only patient; set it to 0")
+        raise ValueError(
+            f"preference_share: {share} cannot part the train split's only patient: add patients, or set it "
+            "to 0 in vision, sft and preferences alike"
+        )
     kept = {first} | {patient for patient in others[:-1] if place[patient] < share}
     return [study for study in train if (study.patient_id in kept) == for_preferences]
 

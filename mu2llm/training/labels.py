@@ -96,8 +96,9 @@ def findings_named(studies: list[Study]) -> tuple[list[str], dict[str, set[str]]
     labels = sorted(key for key, count in counts.items() if count >= MIN_POSITIVES)
     if not labels:
         raise ValueError(
-            f"no finding is named by {MIN_POSITIVES} of the {len(studies)} training reports: "
-            "vision pre-training has nothing to learn from; add studies or start from a pre-trained tower"
+            f"no finding is stated by {MIN_POSITIVES} reports or more, of the {len(studies)} that vision "
+            "pre-training reads (those kept by preference_share are not): it has nothing to learn from; add "
+            "studies or start from a pre-trained tower"
         )
     return labels, named
 

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import yaml
 
 from mu2llm.data.records import REPORT_QUESTION, Study, write_jsonl
 from mu2llm.evaluation.judges import Judge, Judgement, find_judge
-from mu2llm.training.config import check_names
+from mu2llm.training.config import check_names, typed
 from mu2llm.training.data import digest, read_studies, train_studies
 from mu2llm.training.launch import launch
 from mu2llm.training.pairing import write_pairs
@@ -56,6 +56,9 @@ class Settings:
     digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if name != "digests":
+                setattr(self, name, typed(name, hint, getattr(self, name)))
         least = 1 if self.reference_as_chosen else 2
         for name, low, high in (
             ("candidates", least, 64),

@@ -4,8 +4,10 @@ Only the first process logs. The run's id is kept in `out/mlflow.json`, so that 
 checkpoint goes on in MLflow too.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,14 @@ class MlflowRun(TrainerCallback):
         kept = json.loads(self._kept.read_text(encoding="utf-8"))
         if kept["tracking_uri"] != config.tracking_uri:
             return None
-        self.client.update_run(kept["run_id"], status="RUNNING")
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.update_run(kept["run_id"], status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None  # MLflow's database was made anew since then
         return kept["run_id"]
 
     def _new(self, config: TrainConfig, digests: dict[str, Any]) -> str:
@@ -70,28 +79,38 @@ class MlflowRun(TrainerCallback):
         **_: Any,
     ) -> None:
         from mlflow.entities import Metric
-        from mlflow.exceptions import MlflowException
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
         metrics = [Metric(name, float(value), now, state.global_step) for name, value in numbers.items()]
-        try:
+        with self._or_a_line(f"step {state.global_step}"):
             self.client.log_batch(self.run_id, metrics=metrics)
-        except (MlflowException, OSError) as error:  # days of training are worth more than a point of a curve
-            print(f"{self.stage} MLflow did not take step {state.global_step}: {error}", flush=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        self.client.set_tag(self.run_id, "checkpoint", str(checkpoint))
+        with self._or_a_line(f"the tag of {checkpoint.name}"):
+            self.client.set_tag(self.run_id, "checkpoint", str(checkpoint))
 
     def finish(self, status: str) -> None:
         """`status` is MLflow's: FINISHED, FAILED, or KILLED where it was stopped and can go on."""
         if status == "FINISHED":
             for name in FILES:
-                self.client.log_artifact(self.run_id, str(self.out / name))
-            self.client.set_tag(self.run_id, "model", str(self.out / "model"))
-        self.client.set_terminated(self.run_id, status)
+                with self._or_a_line(name):
+                    self.client.log_artifact(self.run_id, str(self.out / name))
+            with self._or_a_line("the tag of the model"):
+                self.client.set_tag(self.run_id, "model", str(self.out / "model"))
+        with self._or_a_line(f"the end of the run, {status}"):
+            self.client.set_terminated(self.run_id, status)
+
+    @contextlib.contextmanager
+    def _or_a_line(self, what: str) -> Iterator[None]:
+        """Days of training are worth more than their record: what MLflow or its store raises is a line."""
+        try:
+            yield
+        except Exception as error:
+            words = " ".join(str(error).split())
+            print(f"{self.stage} MLflow did not take {what}: {type(error).__name__}: {words}", flush=True)
 
 
 def code_digest() -> str:

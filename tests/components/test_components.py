@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from kfp import dsl
 
 import mu2llm.components
@@ -92,3 +93,28 @@ def test_a_refusal_tells_the_reasons(capsys: pytest.CaptureFixture) -> None:
 
     refuse.python_func(version=3, reasons="green: below 0.3")
     assert capsys.readouterr().out == "mu2: version 3 is refused, the champion stays: green: below 0.3\n"
+
+
+def test_a_stage_may_keep_its_runs_in_another_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mu2llm.components.vision.component import vision
+
+    kept = []
+
+    def launch(stage: str, config: Path, nproc: int) -> None:
+        kept.append(yaml.safe_load(config.read_text())["tracking_uri"])
+        (config.parent / "model").mkdir()
+        (config.parent / "train.json").write_text("{}")
+
+    monkeypatch.setattr("mu2llm.training.launch.launch", launch)
+    (tmp_path / "studies.jsonl").write_text("")
+    for settings in ({}, {"tracking_uri": "http://elsewhere"}):
+        vision.python_func(
+            studies=dsl.Dataset(uri=str(tmp_path)),
+            settings={"model": "start", **settings},
+            job={},
+            work=str(tmp_path / "work"),
+            tracking_uri="http://mlflow",
+            model=dsl.Model(uri=str(tmp_path / "model")),
+            metrics=dsl.Metrics(uri=str(tmp_path / "metrics")),
+        )
+    assert kept == ["http://mlflow", "http://elsewhere"]

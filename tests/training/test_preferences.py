@@ -7,7 +7,7 @@ from mu2llm.data.records import Preference, Report, Study, read_jsonl
 from mu2llm.training.data import read_studies, train_studies
 from mu2llm.training.launch import launch
 from mu2llm.training.pairing import choose
-from mu2llm.training.preferences import build_preferences
+from mu2llm.training.preferences import Settings, build_preferences
 from tests.green_model import GreenModel
 from tests.llm_server import Server
 from tests.training.runs import written
@@ -78,6 +78,22 @@ def test_pairs_from_a_model_are_repeatable_and_finished_chunks_are_not_done_agai
     assert part.stat().st_mtime_ns == written
     build_preferences(hospital.model, hospital.studies, tmp_path / "a", **options | {"seed": 1})
     assert next((tmp_path / "a" / "parts").iterdir()).stat().st_mtime_ns != written
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("preference_share", "a third", "preference_share: 'a third' is not a number"),
+        ("preference_share", None, "preference_share: None is not a number"),
+        ("preference_share", 0.95, "preference_share: 0.95 must be from 0 to 0.9"),
+        ("candidates", 2.5, "candidates: 2.5 is not a whole number"),
+        ("margin", "1e-9x", "margin: '1e-9x' is not a number"),
+    ],
+)
+def test_an_option_of_another_kind_is_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        Settings("model", "studies.jsonl", "out", **{name: value})
+    assert Settings("model", "studies.jsonl", "out", margin="1e-2").margin == 0.01  # YAML reads it as text
 
 
 @pytest.mark.slow
