@@ -98,6 +98,8 @@ def build_preferences(
     if settings.judge != "rules":
         settings.digests["judge"] = judge.name  # another checkpoint in the same folder scores otherwise
     everyone = _chunks(settings, read_studies(studies))
+    of = f"preference_share {settings.preference_share}, which should be that of the model's own training"
+    print(f"preferences: {sum(map(len, everyone))} studies ({of})", flush=True)
     config = _prepare_out(settings)
     if nproc == 1:
         sample(settings, judge)
