@@ -29,7 +29,7 @@ def spread(studies: Sequence[Study], seed: int) -> None:
     """
     given = check_splits(studies)
     free = {study.patient_id for study in studies} - set(given)
-    place = {patient: _place(patient, seed) for patient in free}
+    place = {patient: place_of(patient, seed) for patient in free}
     chosen: dict[str, Split] = {
         patient: "train" if at < 0.8 else "val" if at < 0.9 else "test" for patient, at in place.items()
     }
@@ -48,7 +48,9 @@ def hold_out(studies: Sequence[Study], seed: int) -> None:
     Of two patients or more, one moves and one stays at least. Raises ValueError as `check_splits` does.
     """
     check_splits(studies)
-    place = {study.patient_id: _place(study.patient_id, seed) for study in studies if study.split == "train"}
+    place = {
+        study.patient_id: place_of(study.patient_id, seed) for study in studies if study.split == "train"
+    }
     order = sorted(place, key=lambda patient: place[patient])
     moved = {patient for patient in order[1:] if place[patient] >= 0.9} | set(order[1:][-1:])
     for study in studies:
@@ -56,6 +58,6 @@ def hold_out(studies: Sequence[Study], seed: int) -> None:
             study.split = "val"
 
 
-def _place(patient: str, seed: int) -> float:
-    """Evenly spread over [0, 1)."""
+def place_of(patient: str, seed: int | str) -> float:
+    """Evenly spread over [0, 1), and by another seed elsewhere."""
     return int.from_bytes(hashlib.sha256(f"{seed} {patient}".encode()).digest()[:8]) / 2**64

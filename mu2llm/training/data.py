@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mu2llm.data.frames import FrameCache
 from mu2llm.data.records import Sample, Study, read_jsonl
+from mu2llm.data.splits import place_of
 from mu2llm.model import Mu2Processor
 
 
@@ -83,7 +84,7 @@ def train_studies(
         raise ValueError("the studies file holds no study of the train split")
     if not share:
         return train
-    place = {study.patient_id: _place(study.patient_id) for study in train}
+    place = {study.patient_id: place_of(study.patient_id, "preferences") for study in train}
     first, *others = sorted(place, key=lambda patient: place[patient])
     if not others:
         raise ValueError(
@@ -92,11 +93,6 @@ def train_studies(
         )
     kept = {first} | {patient for patient in others[:-1] if place[patient] < share}
     return [study for study in train if (study.patient_id in kept) == for_preferences]
-
-
-def _place(patient: str) -> float:
-    """Evenly spread over [0, 1), apart from the places that the splits are made by."""
-    return int.from_bytes(hashlib.sha256(f"preferences {patient}".encode()).digest()[:8]) / 2**64
 
 
 def read_samples(path: str | Path, studies: dict[str, Study]) -> dict[str, list[Sample]]:

@@ -15,6 +15,7 @@ from mu2llm.serving import server
 from mu2llm.serving.engines import open_engine
 from mu2llm.serving.export import Limits, export_triton, limits_of
 from mu2llm.serving.vllm_engine import SETTINGS, VllmEngine, arguments_for, export_decoder
+from tests.serving.conftest import small_model
 from tests.serving.replies import Answer, generated, request
 
 HERE = importlib.util.find_spec("vllm") is not None
@@ -24,23 +25,7 @@ needs_vllm = pytest.mark.skipif(not HERE, reason="vLLM is not installed")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with heads as wide as vLLM's kernels ask, whose drafts are not one word again and again."""
-    from mu2llm.model.tiny import build_tiny
-    from tests.serving.conftest import TEXTS
-
-    torch.manual_seed(1)
-    model, processor = build_tiny(
-        TEXTS,
-        size=16,
-        depth=16,
-        frame_slices=8,
-        width=128,
-        vision_layers=1,
-        text_layers=2,
-        num_query_tokens=4,
-        num_selected_tokens=8,
-        vocab_size=300,
-        max_length=256,
-    )
+    model, processor = small_model(1, width=128, text_layers=2)
     with torch.no_grad():
         for layer in model.language_model.model.layers:
             for weight in layer.parameters():
