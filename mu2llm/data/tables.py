@@ -169,5 +169,10 @@ def read_text(path: Path) -> str:
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+        at, line = error.start, data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte {at} (0x{data[at]:02X}) is not {'UTF-16' if wide else 'UTF-8'} text; "
+            "save the file as UTF-8 (Excel: CSV UTF-8), or convert it: iconv -f WINDOWS-1252 -t UTF-8 (of "
+            "Chinese: -f GB18030) OLD > NEW"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mu2llm.cli import main
 from mu2llm.data.folder import read_folder
 
 
@@ -238,9 +239,34 @@ def test_missing_folder_missing_table_and_wrong_encoding(tmp_path):
         read_folder(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="columns volume, report"):
         read_folder(tmp_path)
-    (tmp_path / "reports.csv").write_bytes("volume,report\na.nii.gz,größer\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="not UTF-8"):
-        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "told"),
+    [
+        ("volume,report\na.nii.gz,größer\n", "cp1252", r"line 2: byte 25 \(0xF6\) is not UTF-8"),
+        ("volume,report\na.nii.gz,无结节\n", "gb18030", r"line 2: byte 23 \(0xCE\) is not UTF-8"),
+    ],
+)
+def test_a_table_in_another_encoding_is_named_with_place_and_remedy(
+    tmp_path, monkeypatch, capsys, text, encoding, told
+):
+    root = folder(tmp_path, "", volumes=["a.nii.gz"])
+    (root / "reports.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=rf"reports\.csv, {told}.*iconv -f WINDOWS-1252 -t UTF-8.*GB18030"):
+        read_folder(root)
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    assert main(["data", "ingest", str(root), "--dataset", "dicom", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "iconv" in err
+
+
+def test_utf_16_that_is_cut_short_is_named_too(tmp_path):
+    root = folder(tmp_path, "", volumes=["a.nii.gz"])
+    (root / "reports.csv").write_bytes("volume,report\na.nii.gz,größer\n".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"line 2: byte \d+ \(0x0A\) is not UTF-16 text"):
+        read_folder(root)
 
 
 def many(tmp_path, count):
