@@ -32,7 +32,6 @@ from mu2llm.volume.read import MAX_FILES
 
 PAUSES = (2, 8, 30)  # seconds before a series whose transfer broke off is asked for again
 MOST_AT_ONCE = 4  # transfers from one server
-_ABANDONED = 24 * 3600  # seconds after which what a run was writing is a killed one's, not another's at work
 
 
 @dataclass
@@ -82,8 +81,7 @@ def read_dicom(
 def remove_unused(volumes: Path, studies: list[Study]) -> None:
     """Deletes series that no study names: those rejected after they were written, those of an earlier run."""
     kept = {Path(study.volume).name for study in studies}
-    left = [path for path in volumes.glob("row-*.part") if time.time() - path.stat().st_mtime > _ABANDONED]
-    for path in [*volumes.glob("s-*"), *left]:
+    for path in volumes.glob("s-*"):
         if path.name not in kept:
             path.unlink()
 
@@ -316,7 +314,7 @@ def _write(task: tuple[Entry, Path], *, pseudonyms: Pseudonyms) -> Series | str:
     reason = ""
     for pause in (*PAUSES, None):
         try:
-            with privacy.quiet():
+            with privacy.quiet(), storage.writing(part):
                 return deidentify_series(
                     entry.objects(), part, pseudonyms, entry.patient, entry.study.meta["file"]
                 )

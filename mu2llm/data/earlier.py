@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mu2llm.data.pseudonyms import read_key
 
 log = logging.getLogger(__name__)
 
+_PART = re.compile(r".+[.-][0-9a-f]{32}\.part")  # names that ingest writes under
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}  # of some network file systems
 
 
@@ -23,7 +25,7 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}  # of some network file 
 def alone(out: Path) -> Iterator[None]:
     """Holds a local OUT for this ingest; the system lets go of it whatever becomes of this process.
 
-    Raises ValueError when another ingest holds it.
+    What a killed ingest had half written is deleted. Raises ValueError when another ingest holds OUT.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".ingesting").open("w") as lock:
@@ -37,6 +39,10 @@ def alone(out: Path) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             log.warning("ingest: the file system of %s has no locks; start no other ingest into it now", out)
+        for place in (out, out / "volumes"):
+            for part in place.glob("*.part"):
+                if _PART.fullmatch(part.name):
+                    part.unlink()
         yield
 
 

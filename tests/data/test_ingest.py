@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -345,16 +346,42 @@ def test_of_two_ingests_at_once_into_one_folder_the_second_is_told(tmp_path, mon
     assert ingest("folder", tmp_path / "first", tmp_path / "out")["studies"] == 3, "and it is free again"
 
 
-def test_a_killed_ingest_holds_its_folder_no_longer(tmp_path):
+def test_a_killed_ingest_holds_its_folder_no_longer_and_leaves_nothing_half_written(tmp_path):
     dataset(tmp_path / "set", 2)
+    volumes = tmp_path / "out" / "volumes"
+    volumes.mkdir(parents=True)
+    (volumes / "mine.part").write_text("a user's own")
+    (volumes / f"row-000001-{'a' * 32}.part").touch()
+    (tmp_path / "out" / f"studies.jsonl.{'0' * 32}.part").touch()
     code = (
         "import os, sys; from pathlib import Path; from mu2llm.data.earlier import alone\n"
         "with alone(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
     assert killed.returncode == -9
-    assert (tmp_path / "out" / ".ingesting").exists()
     assert ingest("folder", tmp_path / "set", tmp_path / "out")["studies"] == 2
+    assert [path.name for path in (tmp_path / "out").rglob("*.part")] == ["mine.part"]
+
+
+@pytest.mark.parametrize("written", ["deidentification.json", "volumes/row-000002"])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, capsys, written):
+    from mu2llm.data import dicom
+    from tests.dicom_series import write_series
+
+    def full(*words, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    write_series(tmp_path / "set" / "a")
+    reports(tmp_path / "set", ["a,Clear lungs."])
+    if written.startswith("volumes"):
+        monkeypatch.setattr(dicom, "deidentify_series", full)
+    else:
+        monkeypatch.setattr(os, "fsync", full)
+    words = ["data", "ingest", str(tmp_path / "set"), "--dataset", "dicom", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert re.search(rf"out/{written}.*: No space left on device\n$", capsys.readouterr().err)
+    assert not list((tmp_path / "out").rglob("*.part"))
 
 
 @pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.EIO, False)])
