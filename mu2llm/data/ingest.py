@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -128,7 +128,7 @@ def _ingest(
         studies, rejects = _read(dataset, root, out, seed, dataset == "folder" if scrub is None else scrub)
     check_splits(studies)
     total = len(studies)
-    studies = list(_of_their_own_name(studies, rejects))
+    studies = list(_of_their_own_name(_of_whole_characters(studies, rejects), rejects))
     studies = list(_check_all(studies, rejects, out / "volumes", workers, allow_gaps))
     write_jsonl(out / "rejects.jsonl", rejects)
     tell_rejects(rejects, f"{shown}/rejects.jsonl")
@@ -180,7 +180,22 @@ def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None
     write_phantoms(Path(root), **options, seed=seed)
 
 
-def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
+def _of_whole_characters(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
+    """Yields the studies that UTF-8 can hold: JSON may have halves of characters, folders names of any bytes."""
+    for study in studies:
+        try:
+            json.dumps(study.to_dict(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(error.object[error.start]):04X}"
+            reason = (
+                f"its texts or the path of its volume hold half a character ({code}); correct or rename it"
+            )
+            rejects.append(reject(study.meta["file"], study.meta["row"], reason))
+        else:
+            yield study
+
+
+def _of_their_own_name(studies: Iterable[Study], rejects: list[Reject]) -> Iterator[Study]:
     """Yields the studies whose id no other has taken before; all further steps tell studies by it."""
     first: dict[str, Study] = {}
     for study in studies:

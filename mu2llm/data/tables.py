@@ -42,8 +42,12 @@ def number(text: str | None) -> float | None:
 
 
 def reject(volume: str, row: int, reason: object) -> Reject:
-    """A line of rejects.jsonl. `row` counts as a spreadsheet does, in a JSON list from 1; 0: no one row."""
-    return {"volume": volume, "row": row, "reason": str(reason)}
+    """A line of rejects.jsonl. `row` counts as a spreadsheet does, in a JSON list from 1; 0: no one row.
+
+    Halves of characters, as JSON may hold them, are written as their codes.
+    """
+    volume, reason = (text.encode(errors="backslashreplace").decode() for text in (volume, str(reason)))
+    return {"volume": volume, "row": row, "reason": reason}
 
 
 def tell_rejects(rejects: list[Reject], path: object, show: int = 3) -> None:
