@@ -181,7 +181,7 @@ def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None
 
 
 def _of_whole_characters(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
-    """Yields the studies that UTF-8 can hold: JSON may have halves of characters, folders names of any bytes."""
+    """Yields the studies that UTF-8 can hold: JSON may have halves of characters, paths any bytes."""
     for study in studies:
         try:
             json.dumps(study.to_dict(), ensure_ascii=False).encode()
