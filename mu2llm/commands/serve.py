@@ -78,9 +78,12 @@ def _described(running: Any) -> str:
 def run_report(args: argparse.Namespace) -> None:
     from mu2llm.data.records import REPORT_QUESTION
     from mu2llm.pipelines.drafts import stream
+    from mu2llm.serving import documents
 
     if args.format == "dicom-sr" and not args.out:
         raise ValueError("--format dicom-sr makes a binary file: say where with --out FILE")
+    if args.format == "dicom-sr":
+        documents.images(args.source)  # what cannot be referred to is told before a draft is asked for
     if args.saliency and not args.saliency.name.endswith(".nii.gz"):
         raise ValueError(f"--saliency {args.saliency}: give a name that ends with .nii.gz")
     options: dict[str, Any] = {

@@ -76,12 +76,13 @@ def test_an_address_that_is_none_of_grpc_is_told(url: str) -> None:
     ("options", "message"),
     [
         (("--format", "dicom-sr"), "--out FILE"),
+        (("--format", "dicom-sr", "--out", "sr.dcm"), "is no DICOM series"),  # before any server is asked
         (("--saliency", "out.png"), ".nii.gz"),
         (("--url", "http://127.0.0.1:8000"), "host:port"),
     ],
 )
 def test_the_command_tells_what_it_needs(
-    options: tuple[str, str], message: str, nifti: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], message: str, nifti: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mu2llm.cli import main
 
