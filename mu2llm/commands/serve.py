@@ -60,8 +60,12 @@ def run_serve(args: argparse.Namespace) -> int:
         return 0
     if args.status:
         running = server.status(args.state)
-        print(_described(running) if running else f"no server runs for {args.state}")
-        return 0 if running else 1
+        answers = running is not None and server.ready(running)
+        if running and not answers:
+            print(f"pid {running.pid} does not answer: it is starting or stopping, log {running.log}")
+        else:
+            print(_described(running) if running else f"no server runs for {args.state}")
+        return 0 if answers else 1
     repository = args.repository or args.state / "repository"
     running = server.start(repository, state_dir=args.state, volume_roots=args.volume_root, **ports_of(args))
     print(_described(running))

@@ -1,6 +1,7 @@
 """The real thing: a tritonserver with a tiny model, asked over gRPC and HTTP as clients do."""
 
 import gzip
+import hashlib
 import json
 import os
 import queue
@@ -225,12 +226,38 @@ def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], ni
         tensor("VOLUME", "BYTES", np.array([nifti.read_bytes()], np.object_)),
         tensor("MAX_TOKENS", "INT32", np.array([400], np.int32)),
         tensor("TEMPERATURE", "FP32", np.array([1], np.float32)),
+        tensor("SEED", "INT64", np.array([9])),
     ]
     client.async_stream_infer("mu2llm", inputs)
     responses.get(timeout=60)
     client.stop_stream(cancel_requests=True)
     client.close()
     assert report_usage(endpoint[0], nifti)["seconds_queued"] < 5
+    # What it has been told until then is in the log: of which volume, and so many tokens.
+    left = json.loads((endpoint[1] / "audit.jsonl").read_text().splitlines()[-2])
+    assert left["outcome"] == "CANCELLED" and left["completion_tokens"] > 0
+    assert left["volume_sha256"] == hashlib.sha256(nifti.read_bytes()).hexdigest()
+
+
+def test_a_draft_that_is_closed_is_given_up_by_the_server(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    import asyncio
+
+    options = {"url": endpoint[0].url, "max_tokens": 400, "temperature": 1.0, "seed": 9}
+
+    def last() -> dict:
+        report_usage(endpoint[0], nifti)  # one request is worked on at a time: the one before has ended
+        return json.loads((endpoint[1] / "audit.jsonl").read_text().splitlines()[-2])
+
+    async def ask() -> None:
+        async with report_async(nifti, **options) as draft:
+            await anext(draft)
+
+    with report(nifti, **options) as draft:
+        next(draft)
+    assert last()["outcome"] == "CANCELLED"
+    assert list(draft) == [] and not draft.finish_reason
+    asyncio.run(ask())
+    assert last()["outcome"] == "CANCELLED"
 
 
 def report_usage(running: Server, nifti: Path) -> dict:
@@ -393,8 +420,6 @@ def test_a_deadline_is_kept(endpoint: tuple[Server, Path], nifti: Path) -> None:
 
 
 def test_every_answer_leaves_a_line_without_text(endpoint: tuple[Server, Path], nifti: Path) -> None:
-    import hashlib
-
     draft = report(nifti, url=endpoint[0].url, question="Is Jane's heart large?", max_tokens=9)
     list(draft)
     lines = (endpoint[1] / "audit.jsonl").read_text().splitlines()
