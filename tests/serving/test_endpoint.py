@@ -446,7 +446,7 @@ def test_a_second_start_is_refused(endpoint: tuple[Server, Path], ports: dict[st
         server.start(running.repository, state_dir=state, **ports)
 
 
-@pytest.mark.parametrize("how", ["stop", "killed before", "stop amid drafts", "stub killed"])
+@pytest.mark.parametrize("how", ["stop", "killed before", "stop amid drafts", "stub killed", "model gone"])
 def test_stop_leaves_no_process_and_no_shared_memory(
     model_folder: Path, nifti: Path, tmp_path: Path, ports: dict[str, int], how: str
 ) -> None:
@@ -461,11 +461,14 @@ def test_stop_leaves_no_process_and_no_shared_memory(
         os.kill(running.pid, signal.SIGKILL)
         while psutil.Process(running.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)  # not waited for: whoever started it may not look either
-    elif how == "stub killed":  # a Triton 2.51 would stay "ready" for ever
-        (stub,) = [p for p in processes_of(running) if "python_backend_stub" in p.name()]
+    elif how in ("stub killed", "model gone"):  # a Triton 2.51 would stay "ready" for ever
         tritonserver = psutil.Process(running.pid)
-        stub.kill()
-        tritonserver.wait(30)
+        (stub,) = [p for p in processes_of(running) if "python_backend_stub" in p.name()]
+        (worker,) = [p for p in processes_of(running) if "mu2llm.serving.worker" in p.cmdline()]
+        if how == "model gone":  # the worker dies, and no other can be started
+            next((tmp_path / "repository").rglob("model.safetensors")).unlink()
+        (stub if how == "stub killed" else worker).kill()
+        tritonserver.wait(60)
         assert server.status(tmp_path / "state") is None
     elif how == "stop amid drafts":
         drafts = [report(nifti, url=running.url, max_tokens=200, temperature=1.0, seed=i) for i in range(4)]
@@ -477,7 +480,7 @@ def test_stop_leaves_no_process_and_no_shared_memory(
             assert all(isinstance(pieces.result(), list) for pieces in whole)
             assert stopped.result()
         assert all(draft.finish_reason in ("stop", "length") for draft in drafts)
-    if how in ("stop", "killed before", "stub killed"):
+    if how != "stop amid drafts":
         assert server.stop(tmp_path / "state") is (how == "stop")
     assert processes_of(running) == []
     assert not list(Path("/dev/shm").glob(f"mu2llm_{running.grpc_port}_*"))
