@@ -178,6 +178,8 @@ class TritonPythonModel:
             status = self.worker.wait()
             if self.closing:
                 return
+            if above.tritonserver() is None:  # it was killed, which this process does not see otherwise
+                os._exit(1)
             print(
                 f"the model's process ended with status {status}: starting another",
                 file=sys.stderr,

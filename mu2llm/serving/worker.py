@@ -2,10 +2,11 @@
 
 It talks to its parent over an inherited socket (`mu2llm.serving.wire`). When the parent says goodbye, it
 takes nothing new, finishes what it has accepted, and goes. A parent that is gone without goodbye was killed;
-a Triton 2.51 would go on saying that it is ready, so the worker ends the server.
+a Triton 2.51 would go on saying that it is ready, so the worker ends the server. It goes when the server has.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ import sys
 import threading
 from typing import Any
 
+import psutil
 import torch
 
 from mu2llm.serving import above, wire
@@ -100,6 +102,14 @@ def serve(
     return False
 
 
+def follow(server: psutil.Process, channel: socket.socket) -> None:
+    """Ends this process after a server that was killed: its backend lives on and would keep the model."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        above.wait(server)
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RDWR)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket")
@@ -126,6 +136,8 @@ def main() -> None:
         if isinstance(error, ValueError | OSError | ImportError):
             sys.exit(f"mu2: error: {error}")
         raise
+    if server:
+        threading.Thread(target=follow, args=(server, channel), daemon=True).start()
     limits = {"max_tokens": options.max_tokens, "max_bytes": options.max_volume_bytes}
     if not serve(channel, engine, audit, **limits) and server:
         log.error("Triton's Python backend is gone without goodbye: ending the server")

@@ -461,6 +461,8 @@ def test_stop_leaves_no_process_and_no_shared_memory(
         os.kill(running.pid, signal.SIGKILL)
         while psutil.Process(running.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)  # not waited for: whoever started it may not look either
+        while processes_of(running):  # they follow it by themselves
+            time.sleep(0.05)
     elif how in ("stub killed", "model gone"):  # a Triton 2.51 would stay "ready" for ever
         tritonserver = psutil.Process(running.pid)
         (stub,) = [p for p in processes_of(running) if "python_backend_stub" in p.name()]
