@@ -216,8 +216,8 @@ def _command(binary: Path, repository: Path, ports: dict[str, int], key: str) ->
         f"--metrics-port={ports['metrics']}",
         f"--http-restricted-api={locked}:{KEY_HEADER}={key}",
         f"--grpc-restricted-protocol={locked}:{KEY_HEADER}={key}",
-        # Importing torch on a busy machine takes longer than the default of 30 s.
-        "--backend-config=python,stub-timeout-seconds=300",
+        # To load a model takes longer than the default of 30 s; `start` and `reload` have their own bounds.
+        "--backend-config=python,stub-timeout-seconds=1200",
         f"--backend-config=python,shm-region-prefix-name={_shm_prefix(ports['grpc'])}",
     ]
 
