@@ -102,14 +102,39 @@ class Away:
 
 def test_an_mlflow_that_went_away_ends_in_lines_and_not_in_the_run(tracked, capsys):
     run = tracked()
-    run.client = Away()
-    state = SimpleNamespace(global_step=3)
-    run.on_log(None, state, None, {"loss": 1.0})
-    run.on_save(SimpleNamespace(output_dir="checkpoints"), state, None)
+    there, run.client = run.client, Away()
+    for step in (3, 4):
+        run.on_log(None, SimpleNamespace(global_step=step), None, {"loss": 1.0})
+        run.on_save(SimpleNamespace(output_dir="checkpoints"), SimpleNamespace(global_step=step), None)
+    (line,) = capsys.readouterr().out.splitlines()  # it is not asked at every step
+    assert line == "sft MLflow did not take step 3: RuntimeError: no answer to log_batch"
     run.finish("FINISHED")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "sft MLflow did not take step 3: RuntimeError: no answer to log_batch"
-    assert "checkpoint-3" in lines[1] and "FINISHED" in lines[-1] and len(lines) == 6
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("sft MLflow did not take the last metrics and the end of the run, FINISHED: ")
+    assert there.get_metric_history(run.run_id, "loss") == []
+
+
+def test_a_store_of_files_that_is_away_does_not_hide_the_end_of_the_run(tracked, capsys):
+    run = tracked()
+    run.client.log_artifact = Away().log_artifact
+    run.finish("FINISHED")
+    assert len(capsys.readouterr().out.splitlines()) == 2  # a line for each file
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_what_mlflow_missed_is_sent_when_it_is_back(tracked, monkeypatch):
+    from mu2llm.training import tracking
+
+    monkeypatch.setattr(tracking, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(tracking, "AT_ONCE", 4)
+    run = tracked()
+    there, run.client = run.client, Away()
+    for step in range(1, 8):
+        run.on_log(None, SimpleNamespace(global_step=step), None, {"loss": 1.0 / step})
+    run.client = there
+    run.on_log(None, SimpleNamespace(global_step=8), None, {"loss": 0.125})
+    history = there.get_metric_history(run.run_id, "loss")
+    assert {entry.step: entry.value for entry in history} == {step: 1.0 / step for step in range(1, 9)}
 
 
 def test_a_run_that_mlflow_no_longer_knows_begins_there_anew(tracked, tmp_path):
