@@ -249,8 +249,10 @@ def main() -> None:
     print(table(rows, (*head, "refused", "lost")))
     eight = loads[8].rate
     print(f"\n`generate`, one after another: {plain:.2f} drafts / s")
-    print(f"8 clients against `generate`: {eight / plain:.2f} times the drafts per second (asked for: 3)")
-    print(f"8 clients against one at a time: {eight / sequential.rate:.2f} times")
+    print("8 clients, times the drafts per second of")
+    print(f"  the same server with room for one at a time: {eight / sequential.rate:.2f} (asked for: 3)")
+    print(f"  1 client: {eight / loads[1].rate:.2f}")
+    print(f"  `generate` without a server: {eight / plain:.2f}")
     latency = statistics.median(over.drafts) / statistics.median(full.drafts)
     late = quantile(over.drafts, 0.99) / quantile(full.drafts, 0.99)
     print(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from mu2llm.serving.batch import Batch, Row
+from mu2llm.model.batch import Batch, Row
 from mu2llm.serving.engine import Engine, Job
 
 
@@ -66,7 +66,7 @@ class BatchEngine(Engine):
         job.check()
         request, prepared = job.request, job.prepared
         assert prepared is not None
-        row = Row(torch.Generator().manual_seed(request.seed), request.temperature, tokens=job.tokens)
+        row = Row(job.tokens, request.temperature, torch.Generator().manual_seed(request.seed))
         room = prepared.input_ids.shape[1] + request.max_tokens
         self._batch.join(row, prepared.input_ids, prepared.visual_tokens, room)
         self._rows[job] = row

@@ -60,9 +60,7 @@ class Preparation:
     def __init__(self, model: Any, processor: Any, keep_bytes: int):
         self.model, self.processor = model, processor
         self.kept = Kept(keep_bytes)
-        text = model.config.text_config
-        # Rows of a batch see all that stands before them: no further than a sliding window reaches.
-        self.context = min(text.max_position_embeddings, getattr(text, "sliding_window", None) or 2**31)
+        self.context = model.config.text_config.max_position_embeddings
 
     @torch.inference_mode()
     def prepare(self, request: Request) -> Prepared:

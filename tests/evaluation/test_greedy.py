@@ -13,8 +13,12 @@ NEW = 24
 QUESTIONS = ["Is there a nodule?", "Describe the findings in the chest.", "Heart?"]
 DECODERS = {
     "llama": {},
-    "qwen3": {"model_type": "qwen3", "head_dim": 8},
-    "phi3": {"model_type": "phi3", "sliding_window": 48},
+    # Windows shorter than the prompts: in one layer of two, and in all.
+    "qwen3": {
+        **{"model_type": "qwen3", "head_dim": 8},
+        **{"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    },
+    "phi3": {"model_type": "phi3", "sliding_window": 9},
 }
 
 

@@ -19,10 +19,10 @@ CHUNK = 256  # columns by which the buffers grow
 class Row:
     """One text that is being written. `tokens` are its new tokens; the last one has not been read yet."""
 
-    generator: torch.Generator
-    temperature: float
-    length: int = 0  # tokens that have been read, and stand in the buffers
     tokens: list[int] = field(default_factory=list)
+    temperature: float = 0.0  # 0 is greedy
+    generator: torch.Generator | None = None
+    length: int = 0  # tokens that have been read, and stand in the buffers
 
 
 def choose(rows: list[Row], logits: Tensor) -> list[int]:
@@ -122,10 +122,9 @@ class Batch:
         columns = max(row.length for row in self.rows) + 1
         for layer in self._layers:
             layer.places, layer.columns = places, columns
-        seen = torch.arange(columns, device=device) <= places[:, None]  # (rows, columns)
         logits = self.model.language_model(
             input_ids=tokens,
-            attention_mask=seen[:, None, None],
+            attention_mask=self._seen(places, columns),
             position_ids=places[:, None],
             past_key_values=Cache(layers=self._layers),  # type: ignore[arg-type]
             use_cache=True,
@@ -133,6 +132,19 @@ class Batch:
         for row, token in zip(self.rows, choose(self.rows, logits), strict=True):
             row.length += 1
             row.tokens.append(token)
+
+    def _seen(self, places: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
+        """What each row sees (rows, 1, 1, columns): all up to its own place, as far as the layer's window."""
+        column = torch.arange(columns, device=places.device)
+        seen = (column <= places[:, None])[:, None, None]
+        decoder = self.model.language_model.config
+        window = getattr(decoder, "sliding_window", None)
+        if window is None:
+            return seen
+        near = seen & (column > places[:, None] - window)[:, None, None]
+        if "full_attention" in (getattr(decoder, "layer_types", None) or ()):
+            return {"full_attention": seen, "sliding_attention": near}
+        return near
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:
