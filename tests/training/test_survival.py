@@ -82,9 +82,9 @@ NO_OWN_DISK = not shutil.which("unshare") or subprocess.run([*OWN_DISK, "true"],
 
 
 @pytest.mark.skipif(NO_OWN_DISK, reason="a small disk of one's own needs user namespaces")
-@pytest.mark.parametrize(("full", "nproc"), [("out/checkpoints", 2), ("out", 1)])
+@pytest.mark.parametrize(("full", "nproc"), [("out/checkpoints", 2), ("out", 1), ("frames", 2)])
 def test_a_full_disk_is_named(hospital, tmp_path, full, nproc):
-    config = written(hospital, "sft", tmp_path / "out")
+    config = written(hospital, "sft", tmp_path / "out", cache=tmp_path / "frames")
     kept = tmp_path / "config.yaml"
     shutil.copyfile(config, kept)
     disk = tmp_path / full
