@@ -47,7 +47,7 @@ def _check_answers(address: str) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         raise ConnectionError(
-            f"no MLflow server answers at {address} ({why}): start it, or give another --tracking-uri"
+            f"no MLflow server answers at {address} ({why}): start it, or give another tracking URI"
         ) from None
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from mu2llm.data.folder import read_folder
 from mu2llm.data.tables import find_table
 from mu2llm.pipelines.board import Board
 from mu2llm.pipelines.drafts import stream_examples
@@ -43,10 +44,10 @@ def demo(settings: RunSettings, out: Path, data: Path | None, ports: dict[str, i
     if outputs["passed"]:
         stream_examples(Path(outputs["studies"].path) / "studies.jsonl", summary["endpoint"])
     print(f"\n{table(summary)}\n")
+    print(next_commands(summary, places), flush=True)
     if not outputs["passed"]:
         print(f"mu2: the gate refused version {outputs['version']}: {outputs['reasons']}", file=sys.stderr)
         return 1
-    print(next_commands(summary, places))
     return 0
 
 
@@ -58,6 +59,8 @@ def _check_before(settings: RunSettings, places: Places, data: Path | None, port
         raise FileNotFoundError(f"{data}: no such folder; DATA must be a folder of CTs with reports.csv")
     if data and not find_table(data, "reports.csv").is_file():
         raise FileNotFoundError(f"{data} has no reports.csv (columns: volume, report; see docs/data.md)")
+    if data:
+        _check_enough(settings, data)
     if places.out.exists() and not places.out.is_dir():
         raise ValueError(f"{places.out} is a file: give another folder with --out")
     if (free := free_gigabytes(places.out)) < settings.gigabytes:
@@ -74,6 +77,27 @@ def _check_before(settings: RunSettings, places: Places, data: Path | None, port
     for name, port in ports.items():
         if port not in own:
             _check_free(name, port)
+
+
+def _check_enough(settings: RunSettings, data: Path) -> None:
+    """Whether the reports are enough to learn from and to measure by, should every CT be sound."""
+    from mu2llm.training.data import train_studies
+    from mu2llm.training.labels import findings_named
+
+    studies, _ = read_folder(data, seed=settings.ingest.get("seed", 0))
+    if not studies:
+        return  # ingest tells why, row by row
+    for split in ("train", "test"):
+        if not any(study.split == split for study in studies):
+            raise ValueError(
+                f"{data}: none of its {len(studies)} studies is in the split {split}: see docs/data.md"
+            )
+    learned = train_studies({s.study_id: s for s in studies}, settings.preference_share("vision"))
+    try:
+        if settings.vision.get("objective", "labels") == "labels":
+            findings_named(learned)
+    except ValueError as error:
+        raise ValueError(f"{data}: its {len(studies)} studies are too few to learn from: {error}") from None
 
 
 def _check_free(name: str, port: int) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from mu2llm.training.config import preset_settings
+
 SECTIONS = (
     "ingest", "corpus", "vision", "sft", "preferences", "dpo",
     "evaluate", "register", "gate", "promote", "deploy",
@@ -36,6 +38,17 @@ class RunSettings:
     gate: dict[str, Any] = field(default_factory=dict)
     promote: dict[str, Any] = field(default_factory=dict)
     deploy: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shares = {name: self.preference_share(name) for name in ("vision", "sft", "preferences")}
+        if len(set(shares.values())) > 1:
+            told = ", ".join(f"{name} {share}" for name, share in shares.items())
+            raise ValueError(f"preference_share must be the same in vision, sft and preferences, not {told}")
+
+    def preference_share(self, name: str) -> float:
+        """The share of train's patients that `name` (a step) leaves to preferences or takes as such."""
+        given = getattr(self, name)
+        return {**preset_settings(given.get("preset", "tiny"), name), **given}.get("preference_share", 0.0)
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """The steps' options, named as the pipeline's parameters are."""

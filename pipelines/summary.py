@@ -111,17 +111,24 @@ def _number(summary: dict[str, Any], key: str) -> str:
 def next_commands(summary: dict[str, Any], places: Places) -> str:
     """The exact commands for what comes next."""
     state, page = _shown(places.state), _shown(Path(summary["report_html"]))
-    url = summary["endpoint"]
     rows = [
         ("the evaluation, with pictures", f"xdg-open {page}"),
         ("the registry", f"{_tool('mlflow')} ui --backend-store-uri {shlex.quote(summary['tracking_uri'])}"),
-        ("a draft of your own CT", f"{_tool('mu2')} report some.nii.gz --url {url}"),
-        ("stop the server", f"{_tool('mu2')} serve --stop --state {state}"),
+    ]
+    if url := summary["endpoint"]:
+        rows += [
+            ("a draft of your own CT", f"{_tool('mu2')} report some.nii.gz --url {url}"),
+            ("stop the server", f"{_tool('mu2')} serve --stop --state {state}"),
+        ]
+    if not summary["gate_passed"]:
+        shown = f"{summary['registry_version']} --tracking-uri {shlex.quote(summary['tracking_uri'])}"
+        rows.append(("the refused version's card", f"{_tool('mu2')} registry show {shown}"))
+    rows.append(
         (
             "the same on a cluster",
             f"{_tool('mu2')} pipeline compile --out pipeline.yaml   # docs/operations.md",
-        ),
-    ]
+        )
+    )
     width = max(len(name) for name, _ in rows)
     return "What comes next:\n" + "\n".join(f"  {name:<{width}}  {command}" for name, command in rows)
 

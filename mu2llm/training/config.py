@@ -54,7 +54,7 @@ class TrainConfig:
             then encoded once.
         workers: processes that prepare batches ahead, for each training process; 0: it does so itself.
         bf16: compute in bfloat16. gradient_checkpointing: less memory, a third more time.
-        zero_stage: DeepSpeed ZeRO 1, 2 or 3; 0 trains without DeepSpeed.
+        zero_stage: DeepSpeed ZeRO 1, 2 or 3; 0, which vision asks for, trains without DeepSpeed.
         offload: the optimizer's state in host memory.
         save_steps: a checkpoint every so many steps; the `keep_checkpoints` newest stay, at least two.
         log_steps: a progress line every so many steps.
@@ -148,6 +148,11 @@ class TrainConfig:
         if self.group == "study" and self.stage != "sft":
             raise ValueError(
                 f"group: study is for sft; in {self.stage} a study is read once: set group=length"
+            )
+        if self.stage == "vision" and self.zero_stage:
+            raise ValueError(
+                f"zero_stage: {self.zero_stage} cuts up matrices that vision's optimizer (Muon) needs whole: "
+                "set zero_stage=0 offload=false"
             )
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload: true needs DeepSpeed; set zero_stage to 1, 2 or 3")

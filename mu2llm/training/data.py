@@ -59,14 +59,16 @@ def collate_samples(
 
 
 def read_studies(path: str | Path) -> dict[str, Study]:
-    """Studies by id."""
+    """Studies by id, of all splits. Raises `ValueError` where none is of the train split."""
     if not path or not Path(path).is_file():
         raise FileNotFoundError(
             f"no studies file at {path or '(studies is not set)'}: set studies=…/studies.jsonl"
         )
     studies = {study.study_id: study for study in read_jsonl(path, Study)}
-    if not studies:
-        raise ValueError(f"{path} holds no study")
+    if not any(study.split == "train" for study in studies.values()):
+        splits = sorted({study.split or "none" for study in studies.values()})
+        held = f"its splits are {', '.join(splits)}" if splits else "it is empty"
+        raise ValueError(f"{path} holds no study of the train split: {held}")
     return studies
 
 
@@ -77,11 +79,9 @@ def train_studies(
 
     A patient falls the same way whoever else is there, unless all would fall one way: of two or more, one at
     least falls each way. A share of 0 keeps nobody: then both are the whole split. Raises `ValueError` where
-    the split has no study, or a single patient to part.
+    the split has a single patient to part.
     """
     train = [study for study in studies.values() if study.split == "train"]
-    if not train:
-        raise ValueError("the studies file holds no study of the train split")
     if not share:
         return train
     place = {study.patient_id: place_of(study.patient_id, "preferences") for study in train}
@@ -110,8 +110,13 @@ def read_samples(path: str | Path, studies: dict[str, Study]) -> dict[str, list[
     return samples
 
 
-def mix(samples: Sequence[Sample], tasks: dict[str, float], seed: int) -> list[Sample]:
-    """An epoch: each task's samples as often as its weight says (2.5: all twice, a seeded half once more)."""
+def mix(
+    samples: Sequence[Sample], tasks: dict[str, float], seed: int, whose: str = "the train split"
+) -> list[Sample]:
+    """An epoch: each task's samples as often as its weight says (2.5: all twice, a seeded half once more).
+
+    `whose` tells in an error whose samples they are.
+    """
     by_task: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_task[sample.task].append(sample)
@@ -120,12 +125,13 @@ def mix(samples: Sequence[Sample], tasks: dict[str, float], seed: int) -> list[S
         raise ValueError(f"tasks: {unknown[0]!r} is not one of report, vqa, narrative")
     epoch: list[Sample] = []
     for task, weight in sorted(tasks.items()):
-        group = by_task[task]
+        group = by_task.get(task, [])
         whole = int(weight)
         part = random.Random(f"{seed} {task}").sample(group, round(len(group) * (weight - whole)))
         epoch += group * whole + part
     if not epoch:
-        raise ValueError(f"no training sample of tasks {tasks}: the train split holds {sorted(by_task)}")
+        held = ", ".join(sorted(by_task)) or "none of any"
+        raise ValueError(f"tasks: {tasks} give no training sample: {whose} holds {held}")
     return epoch
 
 

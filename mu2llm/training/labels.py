@@ -4,6 +4,7 @@ The labels are read from the training reports by rules: each finding, and each o
 place or character ("pleural effusion, left" and "pleural effusion, left, large"). No other truth is used.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -95,10 +96,12 @@ def findings_named(studies: list[Study]) -> tuple[list[str], dict[str, set[str]]
     counts = Counter(key for keys in named.values() for key in keys)
     labels = sorted(key for key, count in counts.items() if count >= MIN_POSITIVES)
     if not labels:
+        most = max(counts.values(), default=0)
+        times = f"about {math.ceil(MIN_POSITIVES / most)} times as many" if most else "studies with findings"
         raise ValueError(
-            f"no finding is stated by {MIN_POSITIVES} reports or more, of the {len(studies)} that vision "
-            "pre-training reads (those kept by preference_share are not): it has nothing to learn from; add "
-            "studies or start from a pre-trained tower"
+            f"vision pre-training reads {len(studies)} reports (train's, without those that preference_share "
+            f"keeps) and learns from findings that {MIN_POSITIVES} of them state; none is stated by more "
+            f"than {most}: {times} are needed"
         )
     return labels, named
 

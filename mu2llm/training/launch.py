@@ -10,9 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 RESTART_ME = 143  # 128 + SIGTERM: a checkpoint is written and the same command goes on from it
 ERROR_MARK = "mu2-error: "  # workers put it before the one line that says what went wrong
@@ -66,7 +66,8 @@ def _run(command: list[str], environment: dict[str, str], log: Path, prefix: str
     """The exit code and the last lines of `command`. All goes to `log`; lines with `prefix` are shown too."""
     tail: collections.deque[str] = collections.deque(maxlen=200)
     # A session of its own, so that Ctrl-C reaches torchrun once, from here, and not from the terminal too.
-    with log.open("a", encoding="utf-8") as file, _sigterm_raises():
+    # The log has no buffer: what is left in one on a full disk is an error once more, at the log's closing.
+    with log.open("ab", buffering=0) as file, _sigterm_raises():
         process = subprocess.Popen(
             command,
             env=environment,
@@ -89,10 +90,9 @@ def _run(command: list[str], environment: dict[str, str], log: Path, prefix: str
             _end(process)
 
 
-def _write(file: TextIO, line: str) -> None:
+def _write(file: FileIO, line: str) -> None:
     try:
-        file.write(line)
-        file.flush()
+        file.write(line.encode())
     except OSError as error:
         raise OSError(error.errno, error.strerror, file.name) from error
 

@@ -97,15 +97,43 @@ def build_preferences(
     judge = _judge(settings)  # before anything is drafted
     if settings.judge != "rules":
         settings.digests["judge"] = judge.name  # another checkpoint in the same folder scores otherwise
-    everyone = _chunks(settings, read_studies(studies))
-    of = f"preference_share {settings.preference_share}, which should be that of the model's own training"
-    print(f"preferences: {sum(map(len, everyone))} studies ({of})", flush=True)
+    known = _share_of(settings)
+    train = read_studies(studies)
+    everyone = _chunks(settings, train)
+    print(_whom(settings, sum(map(len, everyone)), len(train_studies(train)), known), flush=True)
     config = _prepare_out(settings)
     if nproc == 1:
         sample(settings, judge)
     else:
         launch("preferences", config, nproc)
     return _join(settings, everyone, judge.name)
+
+
+def _share_of(settings: Settings) -> float | None:
+    """The share that the model's training left alone, by its own record; a model from elsewhere has none.
+
+    Raises `ValueError` where it is not the settings': the drafts would be of volumes known by heart, or of
+    fewer than there are.
+    """
+    share = json.loads((Path(settings.model) / "config.json").read_text("utf-8")).get("preference_share")
+    if share is not None and share != settings.preference_share:
+        raise ValueError(
+            f"preference_share: {settings.preference_share}, but {settings.model} was trained with {share}: "
+            f"give preference_share={share}, or train vision and sft anew with {settings.preference_share}"
+        )
+    return share
+
+
+def _whom(settings: Settings, drawn: int, train: int, known: float | None) -> str:
+    """The line that tells of which studies drafts are made."""
+    line = f"preferences: {drawn} of {train} train studies (preference_share {settings.preference_share}"
+    line += f", limit {settings.limit})" if settings.limit else ")"
+    if not settings.preference_share:
+        return f"{line}: of all patients"
+    whom = "those of the patients whom vision and sft left alone"
+    if known is None:
+        whom += " if they were given the same share, which this model does not say"
+    return f"{line}: {whom}; 0 draws from all"
 
 
 def _prepare_out(settings: Settings) -> Path:

@@ -90,7 +90,18 @@ class Checkpoints(TrainerCallback):
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         return bool(asked.item())
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Marks the checkpoint. One of weights that are no numbers is not marked, and ends the run: a finite
+        loss can have a gradient that is none."""
+        for name, weight in given["model"].named_parameters():
+            held = getattr(weight, "ds_tensor", weight)  # ZeRO-3: this process's part of it
+            if not torch.isfinite(held).all():
+                raise ValueError(
+                    f"{name} holds what is no number after step {state.global_step}: lower learning_rate, or "
+                    "set bf16=false"
+                )
         if dist.is_initialized():
             dist.barrier()  # every process has written its shard
         if state.is_world_process_zero:

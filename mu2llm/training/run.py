@@ -174,6 +174,9 @@ def _save_model(trainer: Trainer, config: TrainConfig, processor: Mu2Processor) 
             Mu2ForConditionalGeneration  # DPO trains a subclass; the folder names the model proper
         )
         model.config.use_cache = True
+        if config.stage != "dpo":  # whom no stage has learned: preferences are drawn from them
+            before = getattr(model.config, "preference_share", config.preference_share)
+            model.config.preference_share = min(before, config.preference_share)
         # Vision pre-training's heads read labels; they are no part of the model.
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.")}
         if config.lora_rank:

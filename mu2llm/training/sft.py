@@ -44,7 +44,10 @@ def train(config: TrainConfig) -> bool:
         }
     learned = {study.study_id for study in train_studies(studies, config.preference_share)}
     train_samples = [sample for sample in samples["train"] if sample.study_id in learned]
-    epoch = mix(train_samples, config.tasks, config.seed)
+    whose = "the train split"
+    if config.preference_share:
+        whose += f" without the patients that preference_share {config.preference_share} keeps"
+    epoch = mix(train_samples, config.tasks, config.seed, whose)
     trainer = StageTrainer(
         model=model,
         args=args,

@@ -7,6 +7,8 @@ checkpoint goes on in MLflow too.
 import contextlib
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,8 @@ from mu2llm.tracking import experiment_id, open_mlflow
 from mu2llm.training.config import TrainConfig
 
 FILES = ("config.yaml", "train.json")
+PAUSE_SECONDS = 300.0  # after an MLflow that did not answer; each attempt holds up all processes
+AT_ONCE = 1000  # metrics that MLflow takes in one request
 
 
 class MlflowRun(TrainerCallback):
@@ -30,7 +34,10 @@ class MlflowRun(TrainerCallback):
     """
 
     def __init__(self, config: TrainConfig, digests: dict[str, Any]):
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # MLflow's own patience is 120 s
         self.out, self.stage = Path(config.out), config.stage
+        self._unsent: list[Any] = []
+        self._again = 0.0
         self.client = open_mlflow(config.tracking_uri)
         self.run_id = self._before(config) or self._new(config, digests)
 
@@ -83,17 +90,28 @@ class MlflowRun(TrainerCallback):
 
         now = get_current_time_millis()
         numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        metrics = [Metric(name, float(value), now, state.global_step) for name, value in numbers.items()]
-        with self._or_a_line(f"step {state.global_step}"):
-            self.client.log_batch(self.run_id, metrics=metrics)
+        self._unsent += [Metric(name, float(v), now, state.global_step) for name, v in numbers.items()]
+        if time.monotonic() >= self._again:
+            self._send(f"step {state.global_step}")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        with self._or_a_line(f"the tag of {checkpoint.name}"):
-            self.client.set_tag(self.run_id, "checkpoint", str(checkpoint))
+        if time.monotonic() >= self._again:
+            with self._or_a_line(f"the tag of {checkpoint.name}"):
+                self.client.set_tag(self.run_id, "checkpoint", str(checkpoint))
+
+    def _send(self, what: str) -> None:
+        """Sends the metrics that MLflow has not taken yet; they stay where it does not take them now."""
+        with self._or_a_line(what):
+            while self._unsent:
+                self.client.log_batch(self.run_id, metrics=self._unsent[:AT_ONCE])
+                del self._unsent[:AT_ONCE]
 
     def finish(self, status: str) -> None:
         """`status` is MLflow's: FINISHED, FAILED, or KILLED where it was stopped and can go on."""
+        self._send(f"the last metrics and the end of the run, {status}")
+        if self._unsent:
+            return  # it is away, and would keep the finished run waiting for each of the following
         if status == "FINISHED":
             for name in FILES:
                 with self._or_a_line(name):
@@ -109,6 +127,7 @@ class MlflowRun(TrainerCallback):
         try:
             yield
         except Exception as error:
+            self._again = time.monotonic() + PAUSE_SECONDS
             words = " ".join(str(error).split())
             print(f"{self.stage} MLflow did not take {what}: {type(error).__name__}: {words}", flush=True)
 

@@ -58,6 +58,8 @@ def train(config: TrainConfig) -> bool:
     by_labels = config.objective == "labels"
     labels, named = findings_named(studies) if by_labels else ([], {})
     args = TrainingArguments(**training_arguments(config))
+    if not by_labels and args.train_batch_size * args.world_size < 2:
+        raise ValueError("per_device_batch: 1 in one process leaves no other report to tell a volume's from")
     model, processor = load_model(config, SeeingModel if by_labels else MatchingModel)
     args.ddp_find_unused_parameters = model.config.selection == "hard"  # no gradient reaches its scores
     frames = load_frames(config, {study.study_id: study for study in studies}, processor, args)

@@ -39,7 +39,7 @@ def main(stage: str, train: Callable[[TrainConfig], bool]) -> None:
 
 def _name_full_disk(config: TrainConfig, error: Exception) -> None:
     """Raises `OSError` where the disk is full, which torch and safetensors tell in ways of their own."""
-    for folder in (Path(config.out) / "checkpoints", Path(config.out)):
+    for folder in (Path(config.out) / "checkpoints", Path(config.out), config.frames_folder):
         if folder.is_dir() and shutil.disk_usage(folder).free < FULL:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
 

@@ -175,13 +175,14 @@ def wait_for(running: subprocess.Popen, happened: Any, seconds: float = 300) -> 
         time.sleep(0.2)
 
 
-def dataset(folder: Path, phantoms: Path, count: int = 1) -> Path:
-    """A folder of a user's own: `count` CTs with their reports."""
+def dataset(folder: Path, phantoms: Path, count: int = 40) -> Path:
+    """A folder of a user's own: `count` CTs, all of one content, with their reports."""
     folder.mkdir()
-    names = [path.name for path in sorted(phantoms.glob("volumes/*.nii.gz"))[:count]]
+    volume = next(phantoms.glob("volumes/*.nii.gz"))
+    names = [f"ct{number}.nii.gz" for number in range(count)]
     for name in names:
-        shutil.copyfile(phantoms / "volumes" / name, folder / name)
-    rows = [f"{name},No pleural effusion." for name in names]
+        shutil.copyfile(volume, folder / name)
+    rows = [f"{name},Large left pleural effusion." for name in names]
     (folder / "reports.csv").write_text("\n".join(["volume,report", *rows]) + "\n")
     return folder
 
@@ -191,17 +192,18 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mu2llm.data.phantom import write_phantoms
 
     root = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(root, 2, preset="demo", seed=1)
+    write_phantoms(root, 1, preset="demo", seed=1)
     return root
 
 
 def no_cts(data: Path) -> None:
-    next(data.glob("*.nii.gz")).unlink()
+    for volume in data.glob("*.nii.gz"):
+        volume.unlink()
 
 
 def truncated(data: Path) -> None:
-    volume = next(data.glob("*.nii.gz"))
-    volume.write_bytes(volume.read_bytes()[:2000])
+    for volume in data.glob("*.nii.gz"):
+        volume.write_bytes(volume.read_bytes()[:2000])
 
 
 def empty_report(data: Path) -> None:
@@ -232,6 +234,30 @@ def test_bad_data_end_with_one_line(tmp_path: Path, phantoms: Path, harm: Any, n
     assert named in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "splits", "named"),
+    [
+        (
+            12,
+            "",
+            r"its 12 studies are too few .* state; none is stated by more than \d: about \d times as many",
+        ),
+        (40, "train", "none of its 40 studies is in the split test"),
+    ],
+)
+def test_data_that_cannot_be_enough_are_refused_before_anything_runs(
+    tmp_path: Path, phantoms: Path, count: int, splits: str, named: str
+) -> None:
+    data = dataset(tmp_path / "data", phantoms, count)
+    table = (data / "reports.csv").read_text().splitlines()
+    rows = [f"{row},{splits}" for row in table[1:]]
+    (data / "reports.csv").write_text("\n".join([f"{table[0]},split", *rows]) + "\n")
+    ports = {f"{name}_port": port for name, port in free_ports().items()}
+    with pytest.raises(ValueError, match=named):
+        demo(preset("smoke"), tmp_path / "run", data, ports)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_port_in_use_is_found_before_anything_runs(tmp_path: Path) -> None:

@@ -1,8 +1,14 @@
 """What tests of real runs share: configurations, and what a run leaves."""
 
 import json
+import subprocess
+import sys
+
+import psutil
 
 from mu2llm.training import config as configs
+
+LAUNCH = "import sys; from mu2llm.training.launch import launch; launch('sft', sys.argv[1], int(sys.argv[2]))"
 
 
 def written(hospital, stage, out, **values):
@@ -27,3 +33,19 @@ def difference(a, b):
 def losses(out):
     log = json.loads((out / "train.json").read_text())["log"]
     return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+
+
+def launched(config, nproc):
+    """A run in `nproc` processes, in a process of its own."""
+    command = [sys.executable, "-c", LAUNCH, str(config), str(nproc)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def killed(run):
+    """SIGKILL to all at once, as when a machine is lost."""
+    tree = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    for process in tree:
+        process.kill()
+    psutil.wait_procs(tree, timeout=30)
+    run.stdout.close()
+    run.wait()

@@ -29,6 +29,15 @@ def test_padding_of_a_report_has_no_influence_and_its_order_has():
     assert (reader(words[:, [1, 0, 2, 3]], torch.ones(1, 4)) - short).abs().max() > 1e-3
 
 
+def test_a_batch_of_one_is_refused(hospital, tmp_path):
+    from mu2llm.training import config, vision
+
+    paths = {"model": str(hospital.model), "studies": str(hospital.studies), "out": str(tmp_path)}
+    alone = {"stage": "vision", "objective": "contrastive", "zero_stage": 0, "per_device_batch": 1}
+    with pytest.raises(ValueError, match="per_device_batch: 1 in one process leaves no other report"):
+        vision.train(config.build({**alone, **paths}))
+
+
 @pytest.mark.slow
 def test_volumes_of_phantoms_find_their_reports(tmp_path):
     import csv

@@ -97,18 +97,14 @@ def test_an_option_of_another_kind_is_named(name, value, message):
 
 
 @pytest.mark.slow
-def test_preferences_are_drawn_from_just_those_whom_sft_left_alone(hospital, tmp_path):
+def test_preferences_are_drawn_from_just_those_whom_sft_left_alone(hospital, tmp_path, capsys):
     settings = {"preference_share": 0.4, "max_steps": 1, "zero_stage": 0}
     launch("sft", written(hospital, "sft", tmp_path / "sft", **settings), 1)
     learned = json.loads((tmp_path / "sft" / "train.json").read_text())["samples"]
-    build_preferences(
-        hospital.model,
-        hospital.studies,
-        tmp_path / "pairs",
-        preference_share=0.4,
-        reference_as_chosen=True,
-        max_new_tokens=60,
-    )
+    model, options = tmp_path / "sft" / "model", {"reference_as_chosen": True, "max_new_tokens": 60}
+    with pytest.raises(ValueError, match=r"preference_share: 0\.0, but .*model was trained with 0\.4: give"):
+        build_preferences(model, hospital.studies, tmp_path / "pairs", **options)
+    build_preferences(model, hospital.studies, tmp_path / "pairs", preference_share=0.4, **options)
     drawn = [
         json.loads(line)["study_id"]
         for name in ("preferences", "no_pair")
@@ -118,6 +114,8 @@ def test_preferences_are_drawn_from_just_those_whom_sft_left_alone(hospital, tmp
     assert sorted(drawn) == sorted(study.study_id for study in kept)
     assert learned == 12 - len(kept)
     assert 0 < len(kept) < 12
+    line = f"preferences: {len(kept)} of 12 train studies (preference_share 0.4): those of the patients whom"
+    assert line in capsys.readouterr().out
 
 
 def test_pairs_ranked_by_an_endpoint_are_those_of_the_same_judge_here(hospital, tmp_path):

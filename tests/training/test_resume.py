@@ -1,8 +1,10 @@
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from mu2llm.training.resume import WHOLE, clear, newest_checkpoint
+from mu2llm.training.resume import WHOLE, Checkpoints, clear, newest_checkpoint
 
 
 def checkpoint(folder, step, run=None):
@@ -34,3 +36,19 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     checkpoint(tmp_path, 8, {"learning_rate": 0.1, "processes": 2})
     with pytest.raises(ValueError, match=r"written with processes=2, now it is 4: .* resume=never"):
         newest_checkpoint(tmp_path, {"learning_rate": 0.1, "processes": 4})
+
+
+def test_weights_that_are_no_numbers_are_never_gone_on_from(tmp_path):
+    run, layer = {"processes": 1}, torch.nn.Linear(2, 2)
+    args = SimpleNamespace(output_dir=str(tmp_path))
+
+    def save(step):
+        checkpoint(tmp_path, step)
+        state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+        Checkpoints(run).on_save(args, state, None, model=layer)
+
+    save(4)
+    layer.bias.data[1] = torch.nan
+    with pytest.raises(ValueError, match=r"bias holds what is no number after step 5: lower learning_rate"):
+        save(5)
+    assert newest_checkpoint(tmp_path, run) == tmp_path / "checkpoint-4"

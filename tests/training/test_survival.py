@@ -12,30 +12,14 @@ import pytest
 
 from mu2llm.training import config as configs
 from mu2llm.training.launch import TrainingFailed, launch
-from tests.training.runs import difference, losses, weights, written
+from tests.training.runs import LAUNCH, difference, killed, launched, losses, weights, written
 
 pytestmark = pytest.mark.slow
-LAUNCH = "import sys; from mu2llm.training.launch import launch; launch('sft', sys.argv[1], int(sys.argv[2]))"
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def started(config, nproc):
-    command = [sys.executable, "-c", LAUNCH, str(config), str(nproc)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def killed(run):
-    """SIGKILL to all at once, as when a machine is lost."""
-    tree = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
-    for process in tree:
-        process.kill()
-    psutil.wait_procs(tree, timeout=30)
-    run.stdout.close()
-    run.wait()
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
@@ -47,7 +31,7 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights_and_losses(hospital,
     config = written(hospital, "sft", tmp_path / "killed", **values)
     rng = random.Random(kills)
     for number in range(1, kills + 1):
-        run = started(config, 1)
+        run = launched(config, 1)
         last = 5 * number - rng.randrange(1, 4)
         for line in run.stdout:
             if line.startswith(f"sft {last}/"):
@@ -64,7 +48,7 @@ def test_killed_at_random_steps_it_ends_in_the_same_weights_and_losses(hospital,
 
 
 def test_a_rank_that_dies_ends_the_run_in_all(hospital, tmp_path):
-    run = started(written(hospital, "sft", tmp_path, max_steps=5000, save_steps=5000), 2)
+    run = launched(written(hospital, "sft", tmp_path, max_steps=5000, save_steps=5000), 2)
     for line in run.stdout:
         if "/5000 " in line:
             break
@@ -98,9 +82,9 @@ NO_OWN_DISK = not shutil.which("unshare") or subprocess.run([*OWN_DISK, "true"],
 
 
 @pytest.mark.skipif(NO_OWN_DISK, reason="a small disk of one's own needs user namespaces")
-@pytest.mark.parametrize(("full", "nproc"), [("out/checkpoints", 2), ("out", 1)])
+@pytest.mark.parametrize(("full", "nproc"), [("out/checkpoints", 2), ("out", 1), ("frames", 2)])
 def test_a_full_disk_is_named(hospital, tmp_path, full, nproc):
-    config = written(hospital, "sft", tmp_path / "out")
+    config = written(hospital, "sft", tmp_path / "out", cache=tmp_path / "frames")
     kept = tmp_path / "config.yaml"
     shutil.copyfile(config, kept)
     disk = tmp_path / full

@@ -50,6 +50,7 @@ def test_overrides_go_over_the_file_and_reach_into_mappings(tmp_path):
         ({"tasks": {"report": -1}}, [], "tasks.report: -1.0 must not be below 0"),
         ({"loss_type": "sigmoidal"}, [], "loss_type: 'sigmoidal' is not one of"),
         ({"offload": True, "zero_stage": 0}, [], "offload"),
+        ({"stage": "vision", "zero_stage": 2}, [], "zero_stage: 2 cuts up matrices"),
         ({"epochs": 0}, [], "epochs: 0.0 must be above 0, or give max_steps"),
         ({"model": ""}, [], "model: missing"),
     ],

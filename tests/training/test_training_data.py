@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mu2llm.data.frames import FrameCache
-from mu2llm.data.records import Report, Sample, Study
+from mu2llm.data.records import Report, Sample, Study, write_jsonl
 from mu2llm.training.config import build
 from mu2llm.training.data import (
     SampleDataset,
@@ -32,8 +32,10 @@ def test_weights_say_how_often_a_tasks_samples_are_read():
 
 
 def test_an_empty_or_misnamed_mixture_is_an_error():
-    with pytest.raises(ValueError, match="no training sample of tasks"):
+    with pytest.raises(ValueError, match="give no training sample: the train split holds vqa"):
         mix(some("vqa", 3), {"report": 1.0}, seed=0)
+    with pytest.raises(ValueError, match="a third of it holds none of any"):
+        mix([], {"report": 1.0}, seed=0, whose="a third of it")
     with pytest.raises(ValueError, match="'reprot' is not one of report, vqa, narrative"):
         mix(some("vqa", 3), {"reprot": 1.0}, seed=0)
 
@@ -69,8 +71,16 @@ def test_a_share_of_none_keeps_nobody_and_one_patient_cannot_be_parted():
     assert len(train_studies(patients(3))) == 6
     with pytest.raises(ValueError, match="cannot part the train split's only patient"):
         train_studies(patients(1), 0.3)
-    with pytest.raises(ValueError, match="no study of the train split"):
-        train_studies(patients(3, "test"))
+
+
+def test_studies_without_a_train_split_are_named_with_their_file(tmp_path):
+    path = tmp_path / "studies.jsonl"
+    write_jsonl(path, patients(3, "test").values())
+    with pytest.raises(ValueError, match=r"studies\.jsonl holds no study of the train split: .* test"):
+        read_studies(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="no study of the train split: it is empty"):
+        read_studies(path)
 
 
 def test_samples_take_their_studies_split_and_batches_their_frames(hospital):

@@ -23,8 +23,13 @@ def test_labels_are_the_findings_and_qualities_that_enough_reports_state():
 
 
 def test_reports_without_findings_end_in_a_clear_error():
-    with pytest.raises(ValueError, match="nothing to learn from"):
+    with pytest.raises(
+        ValueError, match=r"reads 20 reports .* more than 0: studies with findings are needed"
+    ):
         findings_named([study(i, "The lungs are clear.") for i in range(20)])
+    few = [study(i, "Large left pleural effusion.") for i in range(3)]
+    with pytest.raises(ValueError, match="more than 3: about 3 times as many are needed"):
+        findings_named(few)
 
 
 def test_an_orthogonalised_matrix_has_singular_values_near_one():
