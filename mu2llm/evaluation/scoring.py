@@ -33,7 +33,11 @@ def read_reports(path: str | Path) -> Reports:
 
     Raises `ValueError` naming the line that cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: no UTF-8: save the file in that encoding") from None
     if lines[-1] == "":
         lines.pop()
     if not lines:

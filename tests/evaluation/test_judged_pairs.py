@@ -1,5 +1,6 @@
-"""The rules judge on pairs written by hand: 340 of reports in the styles of the four datasets, each in other
-words and with one error of each kind (`judged_pairs.yaml`), and 240 others (`short_pairs.yaml`)."""
+"""The rules judge on pairs written by hand: 640 of reports each in other words and with one error of each kind
+(`judged_pairs.yaml`), and 240 others (`short_pairs.yaml`).
+"""
 
 import random
 from collections import Counter

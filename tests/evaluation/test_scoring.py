@@ -107,3 +107,12 @@ def test_pairs_must_be_pairs(files, tmp_path):
 def test_half_a_command_is_refused(words, capsys):
     assert main(["green", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_no_text_and_another_encoding_is_refused(tmp_path):
+    row = json.dumps({"study_id": "a", "report": "Cardiomegaly."}) + "\n"
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + row.replace("\n", "\r\n").encode())
+    assert read_reports(tmp_path / "windows.jsonl").texts == ["Cardiomegaly."]
+    (tmp_path / "latin.txt").write_bytes("Cardiomegaly.\nMaße unauffällig.\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt, line 2: no UTF-8"):
+        read_reports(tmp_path / "latin.txt")
