@@ -134,9 +134,11 @@ def test_settings_that_cannot_work_say_so(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     with pytest.raises(PermissionError, match="AWS_ACCESS_KEY_ID"):
         storage.read_bytes("s3://lab/x")
-    monkeypatch.setenv("MU2_S3_ENDPOINT", "minio:9000")
-    with pytest.raises(ValueError, match="http://host:port"):
-        storage.read_bytes("s3://lab/x")
+    for endpoint in ("minio:9000", "http://key:s3cret@minio:9000", "key:s3cret@minio", "http://minio/lab"):
+        monkeypatch.setenv("MU2_S3_ENDPOINT", endpoint)
+        with pytest.raises(ValueError, match=r"minio.* must read http://host:port") as caught:
+            storage.read_bytes("s3://lab/x")
+        assert "s3cret" not in str(caught.value)
     with pytest.raises(ValueError, match="gs:// is not read"):
         storage.read_bytes("gs://lab/x")
     with pytest.raises(ValueError, match="no bucket"):

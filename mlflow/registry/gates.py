@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tempfile
 from dataclasses import dataclass
 from importlib.resources import files
@@ -24,6 +25,16 @@ FIELDS = {
     "size": {"gigabytes"},
     "smoke": set(),
     "licence": {"allowed"},
+}
+NUMBER, NAMES = "a number", "a list of names"
+EXPECTED = {
+    "name": "letters a to z, digits, spaces and any of _-.:/",  # it becomes part of a tag's name
+    "kind": "a name",
+    "metric": "a name",
+    "metrics": NAMES,
+    "floors": NAMES,
+    "allowed": "a list of licences for each tag",
+    **dict.fromkeys(("bound", "margin", "tolerance", "shared", "gigabytes"), NUMBER),
 }
 
 
@@ -115,24 +126,41 @@ def read_rules(given: Rules = None) -> list[dict[str, Any]]:
         raise ValueError(f"{source}: expected a list of rules, each with a name and a kind")
     for number, rule in enumerate(rules, 1):
         where = f"{source}, rule {rule.get('name', number)!r}"
-        if rule.get("kind") not in FIELDS:
+        if str(rule.get("kind")) not in FIELDS:
             raise ValueError(f"{where}: kind is {rule.get('kind')!r}; kinds are {', '.join(FIELDS)}")
         needed = FIELDS[rule["kind"]] | {"name", "kind"}
         if wrong := sorted(needed ^ set(rule)):
             raise ValueError(f"{where}: missing or unknown field {', '.join(wrong)}")
-        for field in set(rule) & {"bound", "margin", "tolerance", "shared", "gigabytes"}:
-            if isinstance(rule[field], bool) or not isinstance(rule[field], int | float):
-                raise ValueError(f"{where}: {field} is {rule[field]!r}, expected a number")
+        for field, value in rule.items():
+            if not _fits(field, value):
+                raise ValueError(f"{where}: {field} is {value!r}, expected {EXPECTED[field]}")
     names = [rule["name"] for rule in rules]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{source}: more than one rule has the name {', '.join(double)}")
     return rules
 
 
+def _fits(field: str, value: Any) -> bool:
+    if EXPECTED[field] == NUMBER:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if field == "allowed":
+        return isinstance(value, dict) and bool(value) and all(map(_names, value.values()))
+    if EXPECTED[field] == NAMES:
+        return _names(value)
+    return isinstance(value, str) and (field != "name" or bool(re.fullmatch(r"[A-Za-z0-9 _.:/-]+", value)))
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
 def _metric(result: dict[str, Any], name: str, rule: dict[str, Any]) -> Any:
     if name not in result:
         raise ValueError(f"rule {rule['name']!r}: the evaluation has no metric {name!r}")
-    return result[name]
+    value = result[name]
+    if isinstance(value, str | dict | bool):
+        raise ValueError(f"rule {rule['name']!r}: {name!r} is no metric, but {value!r:.40}")
+    return value
 
 
 def _bounded(rule: dict[str, Any], result: dict[str, Any]) -> Check:

@@ -7,7 +7,10 @@ to be done and is deleted in the end. A claim that its caller left behind is car
 
 import getpass
 import json
+import os
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from mu2llm.registry.gates import NOBODY, Rules, gate, stands
@@ -61,6 +64,10 @@ def rollback(*, tracking_uri: str, name: str = NAME, by: str = "") -> dict[str, 
     before = now.tags.get("promoted_from", "")
     if not before:
         raise ValueError(f"version {now.version} is the first champion: there is none to go back to")
+    if not _exists(client, name, before):
+        raise ValueError(
+            f"version {before}, which was champion before {now.version}, has been deleted: promote another"
+        )
     return _carry_out(client, name, number, _event("rollback", int(before), int(now.version), by))
 
 
@@ -95,47 +102,81 @@ def _carry_out(client: Any, name: str, number: int, event: dict[str, Any]) -> di
     if _next_number(client, name) != number:  # it was under way and ended since the number was read
         client.delete_registered_model(claim)
         raise UnderWay(f"another promotion or rollback of {name!r} came first: `mu2 registry history` has it")
-    _apply(client, name, event)
-    client.delete_registered_model(claim)
+    _apply(client, name, claim, event)
     return event
 
 
-def _apply(client: Any, name: str, event: dict[str, Any]) -> None:
-    """Every step may be done twice: nothing changes then."""
+def _apply(client: Any, name: str, claim: str, event: dict[str, Any]) -> None:
+    """Makes the event so and gives its claim up. Every write may be done twice: nothing changes then.
+
+    A caller that was held up for long finds its claim gone, carried out by another, and writes no more: what
+    was promoted since then must stay.
+    """
+    for write in _writes(client, name, event):
+        if not _registered(client, claim):
+            return
+        write()
+    if _registered(client, claim):
+        client.delete_registered_model(claim)
+
+
+def _writes(client: Any, name: str, event: dict[str, Any]) -> Iterator[Callable[[], Any]]:
     version, previous = str(event["version"]), str(event["previous"] or "")
     if event["action"] == "promote":
-        for key, value in (
-            ("promoted_from", previous),
-            ("promoted_by", event["by"]),
-            ("promoted_at", event["at"]),
-        ):
-            client.set_model_version_tag(name, version, key, value)
+        noted = {"promoted_from": previous, "promoted_by": event["by"], "promoted_at": event["at"]}
+        marked = version
     else:
-        client.set_model_version_tag(name, previous, "rolled_back_at", event["at"])
-        client.set_model_version_tag(name, previous, "rolled_back_by", event["by"])
-    client.set_registered_model_alias(name, CHAMPION, version)
+        noted = {"rolled_back_at": event["at"], "rolled_back_by": event["by"]}
+        marked = previous
+    for key, value in noted.items():
+        yield partial(client.set_model_version_tag, name, marked, key, value)
+    yield partial(client.set_registered_model_alias, name, CHAMPION, version)
     challenger = registered_model(client, name).aliases.get(CHALLENGER)
     if event["action"] == "promote" and str(challenger) == version:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    client.set_registered_model_tag(name, f"{EVENT}{event['at']}", json.dumps(event))
+        yield partial(client.delete_registered_model_alias, name, CHALLENGER)
+    yield partial(client.set_registered_model_tag, name, f"{EVENT}{event['at']}", json.dumps(event))
 
 
 def _finish_abandoned(client: Any, name: str) -> None:
     """Carries out what a call that died has claimed, and tidies up a claim that was only left standing."""
-    from mlflow.exceptions import MlflowException
-
     number = _next_number(client, name)
     for place in (number - 1, number):
         claim = _claim_name(name, place)
-        try:
-            event = json.loads(client.get_registered_model(claim).description)
-        except MlflowException:
+        if (found := _registered(client, claim)) is None:
             continue
+        event = json.loads(found.description)
         if datetime.now(UTC) - datetime.fromisoformat(event["at"]) < ABANDONED:
             continue  # at work; who wants the same number will be told
-        if place == number:
-            _apply(client, name, event)
-        client.delete_registered_model(claim)
+        needed = (
+            [event["version"], event["previous"]] if event["action"] == "rollback" else [event["version"]]
+        )
+        if place == number and all(_exists(client, name, version) for version in needed):
+            _apply(client, name, claim, event)
+        else:  # it has been carried out, or never can be: a version of it was deleted
+            client.delete_registered_model(claim)
+
+
+def _registered(client: Any, claim: str) -> Any | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(claim)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _exists(client: Any, name: str, version: int | str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_model_version(name, str(version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _event(action: str, version: int, previous: int | None, by: str) -> dict[str, Any]:
@@ -145,6 +186,13 @@ def _event(action: str, version: int, previous: int | None, by: str) -> dict[str
         "action": action,
         "version": version,
         "previous": previous,
-        "by": by or getpass.getuser(),
+        "by": by or _user(),
         "at": at,
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container whose user has no name
+        return f"user {os.getuid()}"

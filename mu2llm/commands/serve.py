@@ -60,8 +60,12 @@ def run_serve(args: argparse.Namespace) -> int:
         return 0
     if args.status:
         running = server.status(args.state)
-        print(_described(running) if running else f"no server runs for {args.state}")
-        return 0 if running else 1
+        answers = running is not None and server.ready(running)
+        if running and not answers:
+            print(f"pid {running.pid} does not answer: it is starting or stopping, log {running.log}")
+        else:
+            print(_described(running) if running else f"no server runs for {args.state}")
+        return 0 if answers else 1
     repository = args.repository or args.state / "repository"
     running = server.start(repository, state_dir=args.state, volume_roots=args.volume_root, **ports_of(args))
     print(_described(running))
@@ -78,9 +82,12 @@ def _described(running: Any) -> str:
 def run_report(args: argparse.Namespace) -> None:
     from mu2llm.data.records import REPORT_QUESTION
     from mu2llm.pipelines.drafts import stream
+    from mu2llm.serving import documents
 
     if args.format == "dicom-sr" and not args.out:
         raise ValueError("--format dicom-sr makes a binary file: say where with --out FILE")
+    if args.format == "dicom-sr":
+        documents.images(args.source)  # what cannot be referred to is told before a draft is asked for
     if args.saliency and not args.saliency.name.endswith(".nii.gz"):
         raise ValueError(f"--saliency {args.saliency}: give a name that ends with .nii.gz")
     options: dict[str, Any] = {

@@ -1,5 +1,5 @@
 """One volume's prepared frames on disk: a safetensors file of 16-bit fractions, each frame and the
-header with a checksum.
+header with a checksum, and with its own name, so that one put in another's place is noticed.
 
 A frame (K, S, S) is one tensor, named by its place; frames of zeros, as the published mode pads them, are
 left out. A value v in [0, 1] is stored as round(65535 · v): at most 8e-6 off, where a float16 of the same
@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -33,7 +34,8 @@ def write_frames(path: Path, frames: np.ndarray) -> None:
         stored = np.rint(frame * np.float32(STEPS)).astype(np.uint16)
         if stored.any():
             tensors[str(place)] = stored
-    about = {"shape": list(frames.shape), "crc32": {name: zlib.crc32(t) for name, t in tensors.items()}}
+    about: dict[str, Any] = {"file": path.stem, "shape": list(frames.shape)}
+    about["crc32"] = {name: zlib.crc32(stored) for name, stored in tensors.items()}
     words = json.dumps(about)
     with storage.whole(path) as temporary, temporary.open("wb") as file:
         file.write(save(tensors, {"frames": words, "crc32": str(zlib.crc32(words.encode()))}))
@@ -42,7 +44,7 @@ def write_frames(path: Path, frames: np.ndarray) -> None:
 
 
 def read_frames(path: Path) -> np.ndarray:
-    """→ float32 (T, K, S, S). Raises FileNotFoundError, or DamagedFrames where a checksum does not agree."""
+    """→ float32 (T, K, S, S). Raises FileNotFoundError, or DamagedFrames where checksum or name disagree."""
     with path.open(
         "rb", buffering=0
     ) as file:  # read, not mapped: a cold file comes half as fast by page faults
@@ -52,6 +54,8 @@ def read_frames(path: Path) -> np.ndarray:
             if str(zlib.crc32(words.encode())) != crc32:
                 raise DamagedFrames(f"{path}: the checksum of its header does not agree")
             about = json.loads(words)
+            if about["file"] != path.stem:
+                raise DamagedFrames(f"{path}: it was written as {about['file']} and holds other frames")
             frames = np.zeros(about["shape"], np.float32)
             stored = np.empty(about["shape"][1:], np.uint16)
             places = sorted(about["crc32"], key=lambda place: header[place]["data_offsets"])

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from mu2llm.data.check import check_volume_file
 from mu2llm.data.ct_rate import read_ct_rate
 from mu2llm.data.dicom import read_dicom, remove_unused
 from mu2llm.data.dicomweb import is_server
-from mu2llm.data.earlier import check_earlier
+from mu2llm.data.earlier import alone, check_earlier, claimed
 from mu2llm.data.folder import read_folder
 from mu2llm.data.m3d_cap import read_m3d_cap
 from mu2llm.data.pool import each
@@ -73,7 +73,8 @@ def ingest(
         `out/volumes`, in place of being rejected; `meta["filled"]` says so.
     Returns what ingest.json holds: counts of studies, patients, splits and rejects, and how often each
     finding stands in the labels (or, where there are none of a study, in its report).
-    Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row.
+    Raises ValueError or FileNotFoundError when nothing can be used; rejects.jsonl then tells why, by row; and
+    ValueError when another ingest into `out` is under way.
     """
     if dataset not in (*READERS, "dicom"):
         raise ValueError(f'dataset "{dataset}" is unknown; take one of {", ".join(READERS)}, dicom')
@@ -87,14 +88,16 @@ def ingest(
     options |= {"key_file": key_file, "reports": reports, "allow_gaps": allow_gaps}
     root, out = storage.plain(root), str(storage.plain(out)).rstrip("/") or "/"
     if not storage.is_remote(out):
-        return _ingest(dataset, root, Path(out), out, **options)
+        with alone(Path(out)):
+            return _ingest(dataset, root, Path(out), out, **options)
     with TemporaryDirectory() as folder:
         try:
             summary = _ingest(dataset, root, Path(folder), out, **options)
         except ValueError:
             publish_rejects(folder, out)
             raise
-        publish(folder, out, str(root))
+        with claimed(out, summary["source"], f"{dataset}-{seed}-{scrub}-{allow_gaps}"):
+            publish(folder, out, str(root))
     return summary
 
 
@@ -125,7 +128,7 @@ def _ingest(
         studies, rejects = _read(dataset, root, out, seed, dataset == "folder" if scrub is None else scrub)
     check_splits(studies)
     total = len(studies)
-    studies = list(_of_their_own_name(studies, rejects))
+    studies = list(_of_their_own_name(_of_whole_characters(studies, rejects), rejects))
     studies = list(_check_all(studies, rejects, out / "volumes", workers, allow_gaps))
     write_jsonl(out / "rejects.jsonl", rejects)
     tell_rejects(rejects, f"{shown}/rejects.jsonl")
@@ -177,7 +180,22 @@ def _make_phantoms(root: str | Path, options: dict[str, Any], seed: int) -> None
     write_phantoms(Path(root), **options, seed=seed)
 
 
-def _of_their_own_name(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
+def _of_whole_characters(studies: list[Study], rejects: list[Reject]) -> Iterator[Study]:
+    """Yields the studies that UTF-8 can hold: JSON may have halves of characters, paths any bytes."""
+    for study in studies:
+        try:
+            json.dumps(study.to_dict(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(error.object[error.start]):04X}"
+            reason = (
+                f"its texts or the path of its volume hold half a character ({code}); correct or rename it"
+            )
+            rejects.append(reject(study.meta["file"], study.meta["row"], reason))
+        else:
+            yield study
+
+
+def _of_their_own_name(studies: Iterable[Study], rejects: list[Reject]) -> Iterator[Study]:
     """Yields the studies whose id no other has taken before; all further steps tell studies by it."""
     first: dict[str, Study] = {}
     for study in studies:

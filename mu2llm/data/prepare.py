@@ -1,7 +1,6 @@
 """Prepare the frames of a whole dataset ahead of training, with all cores, going on where it was stopped."""
 
 import contextlib
-import errno
 import json
 import sys
 import time
@@ -18,7 +17,6 @@ from mu2llm.data.tables import tell_rejects
 from mu2llm.volume.frames import recipe
 
 ABANDONED_SECONDS = 3600  # no volume takes that long to write
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what ails the disk, not the volume, ends the run
 
 
 def prepare_dataset(
@@ -100,7 +98,7 @@ def _attempt(store: FrameStore, volume: str) -> tuple[Path | None, bool, str]:
     except MemoryError:
         return None, False, "there is not enough memory for it; use fewer workers"
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in storage.FULL:
             raise
         if isinstance(error, ConnectionError | PermissionError) and storage.is_remote(volume):
             _ask_store(volume)

@@ -42,8 +42,12 @@ def number(text: str | None) -> float | None:
 
 
 def reject(volume: str, row: int, reason: object) -> Reject:
-    """A line of rejects.jsonl. `row` counts as a spreadsheet does, in a JSON list from 1; 0: no one row."""
-    return {"volume": volume, "row": row, "reason": str(reason)}
+    """A line of rejects.jsonl. `row` counts as a spreadsheet does, in a JSON list from 1; 0: no one row.
+
+    Halves of characters, as JSON may hold them, are written as their codes.
+    """
+    volume, reason = (text.encode(errors="backslashreplace").decode() for text in (volume, str(reason)))
+    return {"volume": volume, "row": row, "reason": reason}
 
 
 def tell_rejects(rejects: list[Reject], path: object, show: int = 3) -> None:
@@ -111,6 +115,11 @@ def read_csv(
     try:
         rows = list(reader)
     except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise ValueError(
+                f"{path}: a text that begins with a double quote behind line {reader.line_num} has no end; "
+                "close it, and write quotes within a text twice"
+            ) from error
         raise ValueError(f"{path}, line {reader.line_num}: {error}; quote texts that hold commas") from error
     missing = [name for name in needed if name not in names.values()]
     if missing:
@@ -166,8 +175,18 @@ def read_text(path: Path) -> str:
     """A whole UTF-8 text, with or without a byte order mark, or UTF-16 with one; lines end in a line feed."""
     data = path.read_bytes()
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    remedy = (
+        "save the file as UTF-8 (Excel: CSV UTF-8), or convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW "
+        "(Chinese: -f GB18030; every second byte 0: -f UTF-16LE)"
+    )
+    if b"\0" in data[:2]:
+        raise ValueError(f"{path} has a byte 0 at its start, as UTF-16 without a byte order mark; {remedy}")
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); save it as CSV UTF-8") from error
+        at, line = error.start, data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte {at} (0x{data[at]:02X}) is not {'UTF-16' if wide else 'UTF-8'} text; "
+            f"{remedy}"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

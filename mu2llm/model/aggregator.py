@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mu2llm.model.attention import Attention
 from mu2llm.model.configuration import Mu2Config
 
 
-class AggregatorLayer(GradientCheckpointingLayer):
+class AggregatorLayer(nn.Module):
     """Queries attend to themselves, to the volume, to the question; each step post-normed (paper, 2.3)."""
 
     def __init__(self, config: Mu2Config):

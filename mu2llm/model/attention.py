@@ -7,9 +7,12 @@ Distances beyond the table share its last entry, so any length works.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mu2llm.model.biased import BiasedAttention
 
 
-class Attention(nn.Module):
+class Attention(GradientCheckpointingLayer):
     """Multi-head attention of `query` (B, L, D) over `context` (B, S, D) → (B, L, D).
 
     With `aggregate=True` (the μ²Tokenizer's last step) the context itself is averaged: no value and no
@@ -53,7 +56,11 @@ class Attention(nn.Module):
         if mask is not None:
             read = mask[:, None, None, :].bool()
             bias = read if bias is None else bias.masked_fill(~read, float("-inf"))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        if mask is None and bias is not None and bias.requires_grad and q.device.type == "cpu":
+            out = BiasedAttention.apply(q, k, v, bias)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = out.transpose(1, 2).flatten(2)
         return out if self.aggregate else self.dense(out)
 
     def _heads(self, x: Tensor) -> Tensor:

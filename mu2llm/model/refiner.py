@@ -6,7 +6,6 @@ Paper, section 2.2 (RPE), 2.3 (DTS, DMTP); plain counterparts are LinVT's (arXiv
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mu2llm.model.attention import Attention
 from mu2llm.model.configuration import Mu2Config
@@ -14,7 +13,7 @@ from mu2llm.model.configuration import Mu2Config
 SCALES = (1, 2, 4)
 
 
-class RefinerLayer(GradientCheckpointingLayer):
+class RefinerLayer(nn.Module):
     """Attention among a frame's tokens, then of each place across frames: (B, T, N, D) → the same shape."""
 
     def __init__(self, config: Mu2Config):

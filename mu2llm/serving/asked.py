@@ -90,18 +90,32 @@ class Asked:
         if coded and not status:
             status, message = coded.groups()
         if "DEADLINE_EXCEEDED" in status:
-            return TimeoutError(
-                f"no whole answer from {self.url} in {self.timeout:g} s; the server may be busy: try again "
-                "with a longer timeout"
-            )
-        if "UNAVAILABLE" in status:
-            kind = BusyError if coded else ConnectionError  # else the connection broke, amid who knows what
-            return kind(f"the server at {self.url} could not take the request: {message}")
+            return self._late()
+        if coded and "UNAVAILABLE" in status:
+            return BusyError(f"the server at {self.url} could not take the request: {message}")
+        if "UNAVAILABLE" in status or "Stub process" in message:  # it broke, amid who knows what
+            return ConnectionError(f"the connection to the server at {self.url} broke: {message}")
+        if coded and "INTERNAL" in status:
+            return RuntimeError(f"the server at {self.url} failed: {message}")
         return RequestError(re.sub(r"^VOLUME\b", lambda _: self.name, message))
 
-    def not_there(self) -> ConnectionError:
+    @property
+    def ready_seconds(self) -> float:
+        """How long the server may take to say whether it is ready."""
+        return min(READY_SECONDS, self.timeout)
+
+    def not_there(self, status: str) -> Exception:
+        """Why there was no word from the server within `ready_seconds`."""
+        if "DEADLINE_EXCEEDED" in status and self.timeout <= READY_SECONDS:
+            return self._late()
         return ConnectionError(
             f"no server answers at {self.url} (gRPC): start one with `mu2 serve`, or give --url host:port"
+        )
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(
+            f"no whole answer from {self.url} in {self.timeout:g} s; the server may be busy: try again "
+            "with a longer timeout"
         )
 
     def not_ready(self) -> BusyError:

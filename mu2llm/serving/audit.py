@@ -48,15 +48,17 @@ class Audited:
         try:
             self._write(reason, usage)
         except OSError:
-            self.reply.fail("INTERNAL", "the server could not write its audit log, so it gives no answer")
+            self.reply.fail(
+                "INTERNAL", "the server could not write its audit log, so it gives no answer", usage
+            )
             raise
         self.reply.finish(reason, usage, saliency)
 
-    def fail(self, code: str, message: str) -> None:
+    def fail(self, code: str, message: str, usage: dict[str, Any]) -> None:
         try:
-            self._write(code, {})
+            self._write(code, usage)
         finally:
-            self.reply.fail(code, message)
+            self.reply.fail(code, message, usage)
 
     def cancelled(self) -> bool:
         return self.reply.cancelled()

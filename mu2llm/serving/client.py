@@ -4,10 +4,11 @@
 """
 
 import asyncio
+import contextlib
 import json
 import queue
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from mu2llm import NOTICE
 from mu2llm.data.records import REPORT_QUESTION
-from mu2llm.serving.asked import MODEL, READY_SECONDS, URL, Asked, BusyError, RequestError, volume_data
+from mu2llm.serving.asked import MODEL, URL, Asked, BusyError, RequestError, volume_data
 
 __all__ = ["Answer", "AsyncDraft", "BusyError", "Draft", "RequestError", "report", "report_async"]
 
@@ -40,26 +41,49 @@ class Answer:
 
 @dataclass
 class Draft(Answer, Iterator[str]):
-    """An answer that is being written: iterate over it for the pieces of text."""
+    """An answer that is being written: iterate over it for the pieces of text.
 
-    pieces: Iterator[str] = field(default_factory=lambda: iter(()), repr=False)
+    Who wants no more of it closes it, by `close` or at the end of a `with` block: the server stops writing.
+    """
+
+    pieces: Generator[str] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     def __next__(self) -> str:
         piece = next(self.pieces)
         self.text += piece
         return piece
 
+    def close(self) -> None:
+        """Gives up what has not come yet; harmless when all has."""
+        self.pieces.close()
+
+    def __enter__(self) -> "Draft":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 @dataclass
 class AsyncDraft(Answer, AsyncIterator[str]):
-    """As `Draft`, for `async for`."""
+    """As `Draft`, for `async for` and `async with`."""
 
-    pieces: AsyncIterator[str] = field(default=None, repr=False)  # type: ignore[arg-type]
+    pieces: AsyncGenerator[str] = field(default=None, repr=False)  # type: ignore[arg-type]
 
     async def __anext__(self) -> str:
         piece = await anext(self.pieces)
         self.text += piece
         return piece
+
+    async def aclose(self) -> None:
+        """As `Draft.close`."""
+        await self.pieces.aclose()
+
+    async def __aenter__(self) -> "AsyncDraft":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 def report(
@@ -93,7 +117,8 @@ def report(
         axes: of voxels, where each axis points: "LPS", "RAS" … (`nibabel.aff2axcodes` tells it of an affine).
 
     Raises, while iterating, `RequestError` when the server refuses the volume or a value, `BusyError` when it
-    is too busy, `ConnectionError` when no server answers or the connection breaks, `TimeoutError`.
+    is too busy, `ConnectionError` when no server answers or the connection breaks, `TimeoutError`,
+    `RuntimeError` when the server fails.
     """
     asked = Asked(
         source, question, url, max_tokens, temperature, seed, timeout, saliency, retries, spacing, axes
@@ -113,7 +138,7 @@ def report_async(source: str | Path | bytes | np.ndarray, **options: Any) -> Asy
     return draft
 
 
-def _pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[str]:
+def _pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Generator[str]:
     for attempt in range(asked.retries + 1):
         try:
             yield from _stream(draft, asked, data)
@@ -124,7 +149,7 @@ def _pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[s
         time.sleep(asked.pause(attempt))
 
 
-async def _async_pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> AsyncIterator[str]:
+async def _async_pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> AsyncGenerator[str]:
     for attempt in range(asked.retries + 1):
         try:
             async for piece in _async_stream(draft, asked, data):
@@ -136,7 +161,7 @@ async def _async_pieces(draft: Answer, asked: Asked, data: bytes | np.ndarray) -
         await asyncio.sleep(asked.pause(attempt))
 
 
-def _stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[str]:
+def _stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Generator[str]:
     from tritonclient import grpc
     from tritonclient.utils import InferenceServerException
 
@@ -145,21 +170,22 @@ def _stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[s
     ended = False  # on the server's side
     try:
         try:
-            ready = client.is_model_ready(MODEL, client_timeout=READY_SECONDS)
-        except InferenceServerException:
-            raise asked.not_there() from None
+            ready = client.is_model_ready(MODEL, client_timeout=asked.ready_seconds)
+        except InferenceServerException as error:
+            raise asked.not_there(error.status() or "") from None
         if not ready:
             raise asked.not_ready()
         client.start_stream(
             lambda result, error: responses.put((result, error)),
             stream_timeout=asked.timeout,
         )
-        client.async_stream_infer(MODEL, asked.inputs(data))
+        with contextlib.suppress(InferenceServerException):  # of a stream that is over; its error is there
+            client.async_stream_infer(MODEL, asked.inputs(data))
         while not ended:
-            result, error = responses.get(timeout=asked.timeout + 5)
-            if error is not None:
+            result, fault = responses.get(timeout=asked.timeout + 5)
+            if fault is not None:
                 ended = True
-                raise error
+                raise fault
             piece, ended = _read(draft, result)
             if piece:
                 yield piece
@@ -170,7 +196,7 @@ def _stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> Iterator[s
         client.close()
 
 
-async def _async_stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> AsyncIterator[str]:
+async def _async_stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -> AsyncGenerator[str]:
     import grpc
     from tritonclient.grpc import aio
     from tritonclient.utils import InferenceServerException
@@ -182,18 +208,20 @@ async def _async_stream(draft: Answer, asked: Asked, data: bytes | np.ndarray) -
     over = asyncio.Event()
     async with aio.InferenceServerClient(asked.url) as client:
         try:
-            ready = await client.is_model_ready(MODEL, client_timeout=READY_SECONDS)
-        except (InferenceServerException, grpc.RpcError):
-            raise asked.not_there() from None
+            ready = await client.is_model_ready(MODEL, client_timeout=asked.ready_seconds)
+        except InferenceServerException as error:
+            raise asked.not_there(error.status() or "") from None
+        except grpc.aio.AioRpcError as error:
+            raise asked.not_there(error.code().name) from None
         if not ready:
             raise asked.not_ready()
         answers = client.stream_infer(requests(), stream_timeout=asked.timeout)
         ended = False
         try:
-            async for result, error in answers:
-                if error is not None:
+            async for result, fault in answers:
+                if fault is not None:
                     ended = True
-                    raise error
+                    raise fault
                 piece, ended = _read(draft, result)
                 if piece:
                     yield piece

@@ -17,6 +17,7 @@ from mu2llm.serving.export import MODEL, served_version, switch, verify
 from mu2llm.serving.server import Server, ServerError
 
 SMOKE_TOKENS = 8
+RETRIES = 8  # of the question to a server that has been switched, which may be full: four minutes
 
 
 class DeployError(RuntimeError):
@@ -44,6 +45,10 @@ def deploy(
     """
     repository = Path(repository)
     with _alone(repository):
+        running = server.status(state_dir)
+        for name, port in ports.items():  # before a server is stopped for its new ports
+            if running is None or port not in running.ports.values():
+                server.check_free(name.removesuffix("_port"), port)
         entry = repository / MODEL / str(version)
         verify(entry)
         try:
@@ -52,35 +57,43 @@ def deploy(
             raise DeployError(
                 f"version {version} fails its trial, and was not switched to: {error}"
             ) from error
-        running = server.status(state_dir)
-        before = running.version if running else _served(repository)
+        before = _served(repository)
         try:
-            return _serve(repository, version, running, state_dir, volume_roots, ports)
-        except (ServerError, OSError, ValueError) as error:
-            if before is None:
-                raise DeployError(f"version {version} could not be served: {error}") from error
-            if before != version:
-                _serve(repository, before, server.status(state_dir), state_dir, volume_roots, ports)
-            raise DeployError(
-                f"version {version} could not be served, version {before} is again: {error}"
-            ) from error
+            return _serve(repository, version, state_dir, volume_roots, ports)
+        except (RuntimeError, OSError, ValueError) as error:
+            failed = f"version {version} could not be served"
+            if before is None and running is None:
+                raise DeployError(f"{failed}: {error}") from error
+            try:
+                if before is not None:
+                    switch(repository, before)
+                if running:
+                    volume_roots, ports = running.volume_roots, running.ports
+                    repository, before = Path(running.repository), running.version
+                assert before is not None
+                _serve(repository, before, state_dir, volume_roots, ports)
+            except (RuntimeError, OSError, ValueError) as second:
+                raise DeployError(
+                    f"{failed} ({error}), nor could version {before} again ({second})"
+                ) from error
+            raise DeployError(f"{failed}, version {before} is again: {error}") from error
 
 
 def _serve(
-    repository: Path,
-    version: int,
-    running: Server | None,
-    state_dir: str | Path,
-    volume_roots: Sequence[str],
-    ports: dict[str, int],
+    repository: Path, version: int, state_dir: str | Path, roots: Sequence[str], ports: dict[str, int]
 ) -> Server:
+    """By the server that runs, where it may stay as it is, else by one that is started."""
     switch(repository, version)
-    stays = running and Path(running.repository) == repository.resolve() and not volume_roots
-    if running and stays and all(getattr(running, name) == port for name, port in ports.items()):
-        running = server.reload(state_dir)
-    else:
+    running = server.status(state_dir)
+    if running:
+        ports, roots = {**running.ports, **ports}, list(roots) or running.volume_roots
+        kept = (running.repository, running.ports, running.volume_roots)
+        if kept == (str(repository.resolve()), ports, roots):
+            running = server.reload(state_dir)
+            ask(running)
+            return running
         server.stop(state_dir)
-        running = server.start(repository, state_dir=state_dir, volume_roots=volume_roots, **ports)
+    running = server.start(repository, state_dir=state_dir, volume_roots=roots, **ports)
     ask(running)
     return running
 
@@ -89,7 +102,7 @@ def ask(running: Server) -> None:
     """A draft of a phantom, as any client gets it; `ServerError` when another version answers."""
     from mu2llm.serving.client import report
 
-    draft = report(phantom(), url=running.url, max_tokens=SMOKE_TOKENS, retries=3)
+    draft = report(phantom(), url=running.url, max_tokens=SMOKE_TOKENS, retries=RETRIES)
     for _ in draft:
         pass
     if draft.model_version != str(running.version):

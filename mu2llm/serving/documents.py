@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ from typing import Any
 from mu2llm import __version__
 from mu2llm.serving.client import Answer
 
-LOINC, DCM = "http://loinc.org", "http://dicom.nema.org/resources/ontology/DCM"
+LOINC = "http://loinc.org"
+REFERENCE = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+# What an SR takes over from the images. DICOM wants these to be there, if empty; many exports leave some out.
+COPIED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
 
 
 def to_json(draft: Answer) -> str:
@@ -32,7 +39,7 @@ def to_fhir(draft: Answer, source: str | Path) -> str:
 
     report, device, provenance = (f"urn:uuid:{uuid.uuid4()}" for _ in range(3))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    says = f"{draft.notice}\n\n{draft.text.strip()}"
+    says = f"{draft.notice}\n\n{_text(draft)}"
     html = "".join(f"<p>{escape(part)}</p>" for part in says.split("\n\n"))
     resources: dict[str, dict[str, Any]] = {
         report: {
@@ -87,7 +94,7 @@ def _concept(system: str, code: str, display: str) -> dict[str, Any]:
 def to_dicom_sr(draft: Answer, source: str | Path) -> bytes:
     """A DICOM Enhanced SR, partial and unverified, that refers to every image of the series it comes from.
 
-    The patient and the study are those of the images. Raises `ValueError` where `source` is no DICOM series.
+    The patient and the study are those of the images. Raises `ValueError` where `images` does.
     """
     import highdicom as hd
     from highdicom.sr import (
@@ -100,22 +107,16 @@ def to_dicom_sr(draft: Answer, source: str | Path) -> bytes:
     )
     from pydicom.sr.coding import Code
 
-    headers = list(_headers(source))
-    if not headers:
-        raise ValueError(
-            f"{source} is no DICOM series, and a DICOM SR refers to images: use --format fhir or json"
-        )
-    for header in headers:
-        for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-            if not header.get(name):
-                raise ValueError(f"{source}: an image has no {name}, by which a DICOM SR would refer to it")
+    headers, finding = images(source), _text(draft)
+    if not finding:
+        raise ValueError("the draft is empty, and a DICOM SR of nothing is none: use --format json")
     contains = RelationshipTypeValues.CONTAINS
 
     def text(code: str, scheme: str, meaning: str, value: str) -> TextContentItem:
         return TextContentItem(Code(code, scheme, meaning), value, relationship_type=contains)
 
-    images = ContainerContentItem(Code("111028", "DCM", "Image Library"), relationship_type=contains)
-    images.ContentSequence = ContentSequence(
+    library = ContainerContentItem(Code("111028", "DCM", "Image Library"), relationship_type=contains)
+    library.ContentSequence = ContentSequence(
         [
             ImageContentItem(
                 Code("121112", "DCM", "Source of Measurement"),
@@ -127,10 +128,10 @@ def to_dicom_sr(draft: Answer, source: str | Path) -> bytes:
         ]
     )
     findings = ContainerContentItem(Code("121070", "DCM", "Findings"), relationship_type=contains)
-    findings.ContentSequence = ContentSequence([text("121071", "DCM", "Finding", draft.text.strip())])
+    findings.ContentSequence = ContentSequence([text("121071", "DCM", "Finding", finding)])
     root = ContainerContentItem(Code("18748-4", "LN", "Diagnostic imaging study"))
     root.ContentSequence = ContentSequence(
-        [text("121106", "DCM", "Comment", draft.notice), findings, images], is_root=False
+        [text("121106", "DCM", "Comment", draft.notice), findings, library], is_root=False
     )
     document = EnhancedSR(
         evidence=headers,
@@ -151,6 +152,33 @@ def to_dicom_sr(draft: Answer, source: str | Path) -> bytes:
     buffer = io.BytesIO()
     document.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def images(source: str | Path) -> list[Any]:
+    """The headers of the images that an SR refers to; `ValueError` where `source` has none that it could."""
+    headers = list(_headers(source))
+    if not headers:
+        raise ValueError(
+            f"{source} is no DICOM series, and a DICOM SR refers to images: use --format fhir or json"
+        )
+    for header in headers:
+        for name in REFERENCE:
+            if not header.get(name):
+                raise ValueError(f"{source}: an image has no {name}, by which a DICOM SR would refer to it")
+        for name in COPIED:
+            if name not in header:
+                setattr(header, name, "")
+    return headers
+
+
+def _text(draft: Answer) -> str:
+    """The draft; `ValueError` where it holds a control character, which neither XHTML nor DICOM can carry."""
+    if found := re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", draft.text):
+        raise ValueError(
+            f"the draft holds the control character U+{ord(found[0]):04X}, which this format cannot carry: "
+            "use --format json"
+        )
+    return draft.text.strip()
 
 
 def _headers(source: str | Path) -> Iterator[Any]:

@@ -45,13 +45,16 @@ class Late(Exception):
 
 
 class Reply(Protocol):
-    """Where a request's answer goes. Exactly one of `finish` and `fail` is called, once, as the last call."""
+    """Where a request's answer goes. Exactly one of `finish` and `fail` is called, once, as the last call.
+
+    `usage` is what the answer took; of one that failed what it had taken, empty before its volume was read.
+    """
 
     def piece(self, text: str) -> None: ...
 
     def finish(self, reason: str, usage: dict[str, Any], saliency: bytes = b"") -> None: ...
 
-    def fail(self, code: str, message: str) -> None: ...
+    def fail(self, code: str, message: str, usage: dict[str, Any]) -> None: ...
 
     def cancelled(self) -> bool: ...
 
@@ -72,6 +75,20 @@ class Job:
     text: str = ""
     sent: int = 0  # characters of the text that the client has
     reason: str = ""
+
+    def usage(self) -> dict[str, Any]:
+        """What it has taken until now; empty before its volume was read."""
+        if self.prepared is None:
+            return {}
+        now = time.perf_counter()
+        return {
+            **self.prepared.usage,
+            "completion_tokens": len(self.tokens),
+            "seed": self.request.seed,
+            "seconds_queued": round(self.started - self.submitted, 4),
+            "seconds_to_first_piece": round((self.first_piece or now) - self.submitted, 4),
+            "seconds": round(now - self.submitted, 4),
+        }
 
     def unwanted(self) -> Exception | None:
         """Why there is no use in going on, if there is none."""
@@ -167,7 +184,7 @@ class Engine(ABC):
             for job, _ in gone:
                 self._waiting.remove(job)
         for job, why in gone:
-            _fail(job.reply, why)
+            _fail(job, why)
 
     def _prepare(self) -> None:
         """The thread that prepares: takes requests from the queue while the batch has room for them."""
@@ -238,35 +255,26 @@ class Engine(ABC):
             self._open -= 1
             self._changed.notify_all()
         if error:
-            _fail(job.reply, error)
+            _fail(job, error)
         else:
-            assert job.prepared is not None
-            now = time.perf_counter()
-            usage = {
-                **job.prepared.usage,
-                "completion_tokens": len(job.tokens),
-                "seed": job.request.seed,
-                "seconds_queued": round(job.started - job.submitted, 4),
-                "seconds_to_first_piece": round((job.first_piece or now) - job.submitted, 4),
-                "seconds": round(now - job.submitted, 4),
-            }
             try:
-                job.reply.finish(job.reason, usage, saliency)
+                job.reply.finish(job.reason, job.usage(), saliency)
             except Exception:
                 log.exception("an answer could not be delivered")
 
 
-def _fail(reply: Reply, error: Exception) -> None:
+def _fail(job: Job, error: Exception) -> None:
+    reply, usage = job.reply, job.usage()
     try:
         if isinstance(error, Cancelled):
-            reply.fail("CANCELLED", "the request was cancelled")
+            reply.fail("CANCELLED", "the request was cancelled", usage)
         elif isinstance(error, Late):
-            reply.fail("DEADLINE_EXCEEDED", str(error))
+            reply.fail("DEADLINE_EXCEEDED", str(error), usage)
         elif isinstance(error, BadRequest):
-            reply.fail("INVALID_ARG", " ".join(str(error).split()))
+            reply.fail("INVALID_ARG", " ".join(str(error).split()), usage)
         else:
             log.error("a request failed", exc_info=error)
-            reply.fail("INTERNAL", "the server could not answer this request; its log has the reason")
+            reply.fail("INTERNAL", "the server could not answer this request; its log has the reason", usage)
     except Exception:
         # The client's end may be gone. The engine must live on for the others.
         log.exception("an error could not be delivered")

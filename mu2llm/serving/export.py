@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mu2llm.serving.engines import ENGINES
 MODEL = "mu2llm"
 # What a model folder needs for inference. What else training leaves behind (optimizer states) is not copied.
 SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+ABANDONED_SECONDS = 24 * 3600
 
 CONFIG = """\
 name: "mu2llm"
@@ -118,6 +120,7 @@ def place(model: str | Path, repository: str | Path, *, version: int, manifest: 
     files = _model_files(model)
     folder.mkdir(parents=True, exist_ok=True)
     entry = folder / str(version)
+    _tidy(folder)
     # Triton ignores folders whose name is not a number.
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{version}-") as work:
         whole = Path(work) / "whole"
@@ -135,14 +138,24 @@ def place(model: str | Path, repository: str | Path, *, version: int, manifest: 
         }
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (whole / "manifest.json").write_text(text, encoding="utf-8")
-        if not entry.exists():
+        try:
             whole.rename(entry)
-        elif (entry / "manifest.json").read_text(encoding="utf-8") != text:
+        except OSError:
+            if not entry.is_dir():  # else it is there already, perhaps since a moment ago
+                raise
+        if (entry / "manifest.json").read_text(encoding="utf-8") != text:
             raise FileExistsError(
                 f"{entry} holds another model or origin; versions never change: export under a new version"
             )
     verify(entry)
     return entry
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what exports that were killed have left, when nobody can be at work on it any more."""
+    for left in folder.glob(".*-*"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def switch(repository: str | Path, version: int, limits: Limits | None = None) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mu2llm.data.records import REPORT_QUESTION
-from mu2llm.serving.volumes import Array
+from mu2llm.serving.volumes import Array, Stored
 
 VOLUMES = ("VOLUME", "VOLUME_ARRAY", "VOLUME_URI")
 MAX_QUESTION_CHARACTERS = 4000
+MAX_URI_CHARACTERS = 1024  # as S3's keys, or a path that is hardly longer
 DEFAULT_MAX_TOKENS = 256
 DEFAULT_SECONDS = 600.0
 MAX_SECONDS = 3600.0
@@ -20,12 +21,12 @@ MAX_SECONDS = 3600.0
 class Request:
     """One question about one volume.
 
-    `volume` is the file's bytes, an allowed path or s3:// address, or voxels. Temperature 0 means greedy
+    `volume` is the file's bytes, a place where it is stored, or voxels. Temperature 0 means greedy
     decoding. `seconds` is how long the answer may take from its arrival. `saliency` asks where the draft
     comes from.
     """
 
-    volume: bytes | str | Array
+    volume: bytes | Stored | Array
     question: str
     max_tokens: int
     temperature: float
@@ -34,7 +35,9 @@ class Request:
     saliency: bool = False
 
 
-def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[str]) -> Request:
+def parse_request(
+    values: dict[str, Any], *, max_tokens: int, max_bytes: int, roots: Sequence[str]
+) -> Request:
     """Checks the values of the model's inputs (docs/serving.md).
 
     Args:
@@ -42,9 +45,10 @@ def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[st
             VOLUME_SHAPE (which is there with every array), text, number or bool for others; what was not sent
             is absent.
         max_tokens: the most new tokens a request may ask for.
+        max_bytes: the most that what VOLUME_URI names may hold.
         roots: folders and s3:// prefixes below which VOLUME_URI may point.
     """
-    volume = _volume(values, roots)
+    volume = _volume(values, max_bytes, roots)
     question = values.get("QUESTION", "").strip() or REPORT_QUESTION
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise ValueError(
@@ -65,7 +69,7 @@ def parse_request(values: dict[str, Any], *, max_tokens: int, roots: Sequence[st
     return Request(volume, question, tokens, temperature, seed, seconds, bool(values.get("SALIENCY", False)))
 
 
-def _volume(values: dict[str, Any], roots: Sequence[str]) -> bytes | str | Array:
+def _volume(values: dict[str, Any], max_bytes: int, roots: Sequence[str]) -> bytes | Stored | Array:
     sent = [name for name in VOLUMES if name in values]
     if len(sent) != 1:
         raise ValueError(
@@ -84,7 +88,7 @@ def _volume(values: dict[str, Any], roots: Sequence[str]) -> bytes | str | Array
     if about:
         raise ValueError(f"{about[0]} belongs to VOLUME_ARRAY: a file tells its own")
     if sent == ["VOLUME_URI"]:
-        return allowed_uri(values["VOLUME_URI"], roots)
+        return Stored(allowed_uri(values["VOLUME_URI"], roots), tuple(roots), max_bytes)
     if not values["VOLUME"]:
         raise ValueError("VOLUME is empty: send the bytes of a NIfTI file or of a zipped DICOM series")
     return values["VOLUME"]
@@ -97,8 +101,9 @@ def allowed_uri(uri: str, roots: Sequence[str]) -> str:
     """
     if not roots:
         raise ValueError("VOLUME_URI is not allowed on this server: send the volume's bytes as VOLUME")
-    refusal = ValueError(f"VOLUME_URI {uri!r} does not lie below a root that this server allows")
-    if "\0" in uri:
+    shown = uri if len(uri) <= MAX_URI_CHARACTERS else f"{uri[:80]}…"
+    refusal = ValueError(f"VOLUME_URI {shown!r} does not lie below a root that this server allows")
+    if "\0" in uri or shown != uri:
         raise refusal
     if uri.startswith("s3://"):
         uri = uri.rstrip("/")

@@ -29,6 +29,7 @@ AUDIT = "audit.jsonl"
 KEY_HEADER = "mu2-admin"
 PYTHON_PROCESSES = ("triton_python_backend_stub", "mu2llm.serving.worker", "VLLM::")
 LOG_LINES = 20
+DRAIN_SECONDS = 120  # for the drafts that are under way when the server is stopped
 
 
 class ServerError(RuntimeError):
@@ -48,11 +49,17 @@ class Server:
     version: int
     log: str
     key: str = field(repr=False)  # opens the interface that loads models
+    volume_roots: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         """The address that `mu2llm.serving.client` takes."""
         return f"{HOST}:{self.grpc_port}"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """As `start` takes them."""
+        return {f"{name}_port": getattr(self, f"{name}_port") for name in ("grpc", "http", "metrics")}
 
 
 def start(
@@ -87,10 +94,13 @@ def start(
     verify(repository / MODEL / str(version))
     ports = {"grpc": grpc_port, "http": http_port, "metrics": metrics_port}
     for name, port in ports.items():
-        _check_free(name, port)
+        check_free(name, port)
+    if stale := _read_state(state_dir):  # of a server that was killed
+        _clean_up(stale.pid, stale.grpc_port)
 
     state_dir.mkdir(parents=True, exist_ok=True)
-    environment["MU2_VOLUME_ROOTS"] = ",".join(_checked_root(root) for root in volume_roots)
+    roots = [_checked_root(root) for root in volume_roots]
+    environment["MU2_VOLUME_ROOTS"] = ",".join(roots)
     environment["MU2_AUDIT_LOG"] = str(state_dir / AUDIT)
     key = secrets.token_hex(16)
     log = state_dir / "tritonserver.log"
@@ -106,9 +116,8 @@ def start(
         )
     try:
         created = psutil.Process(process.pid).create_time()
-        server = Server(
-            process.pid, created, grpc_port, http_port, metrics_port, str(repository), version, str(log), key
-        )
+        about = (str(repository), version, str(log), key, roots)
+        server = Server(process.pid, created, grpc_port, http_port, metrics_port, *about)
         _write_state(state_dir, server)
         _wait_ready(process, server, ready_seconds)
     except BaseException as error:  # Ctrl-C too: a server is never left behind
@@ -163,7 +172,7 @@ def status(state_dir: str | Path) -> Server | None:
     return server if server and _process(server) else None
 
 
-def stop(state_dir: str | Path, *, seconds: float = 40) -> bool:
+def stop(state_dir: str | Path, *, seconds: float = DRAIN_SECONDS + 10) -> bool:
     """Stops the server; True when one was running. Harmless when none is.
 
     The server gets `seconds` to finish the drafts that are under way; then it is killed. Only a process that
@@ -198,6 +207,7 @@ def _command(binary: Path, repository: Path, ports: dict[str, int], key: str) ->
         "--disable-auto-complete-config",
         "--exit-on-error=true",
         "--strict-readiness=true",
+        f"--exit-timeout-secs={DRAIN_SECONDS}",
         f"--grpc-address={HOST}",
         f"--grpc-port={ports['grpc']}",
         f"--http-address={HOST}",
@@ -206,8 +216,8 @@ def _command(binary: Path, repository: Path, ports: dict[str, int], key: str) ->
         f"--metrics-port={ports['metrics']}",
         f"--http-restricted-api={locked}:{KEY_HEADER}={key}",
         f"--grpc-restricted-protocol={locked}:{KEY_HEADER}={key}",
-        # Importing torch on a busy machine takes longer than the default of 30 s.
-        "--backend-config=python,stub-timeout-seconds=300",
+        # To load a model takes longer than the default of 30 s; `start` and `reload` have their own bounds.
+        "--backend-config=python,stub-timeout-seconds=1200",
         f"--backend-config=python,shm-region-prefix-name={_shm_prefix(ports['grpc'])}",
     ]
 
@@ -217,7 +227,8 @@ def _shm_prefix(grpc_port: int) -> str:
     return f"mu2llm_{grpc_port}_"
 
 
-def _check_free(name: str, port: int) -> None:
+def check_free(name: str, port: int) -> None:
+    """`ServerError` when something listens on the port of this name: grpc, http or metrics."""
     with socket.socket() as probe:
         # As servers do: an old connection's remains don't count as in use, a listener does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -240,19 +251,26 @@ def _checked_root(root: str) -> str:
     return str(Path(root).resolve())
 
 
+def ready(server: Server) -> bool:
+    """Whether its version answers now: not while it is starting or stopping."""
+    url = f"http://{HOST}:{server.http_port}/v2/models/{MODEL}/versions/{server.version}/ready"
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
 def _wait_ready(process: subprocess.Popen, server: Server, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    url = f"http://{HOST}:{server.http_port}/v2/models/{MODEL}/versions/{server.version}/ready"
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(
                 f"tritonserver ended with status {process.returncode} while starting: {server.log}"
             )
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
+        if ready(server):
+            return
+        time.sleep(0.2)
     raise ServerError(f"tritonserver was not ready after {seconds:.0f} s: {server.log}")
 
 

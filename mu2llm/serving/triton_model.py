@@ -25,7 +25,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from mu2llm import NOTICE
-from mu2llm.serving import wire
+from mu2llm.serving import above, wire
 
 # fmt: off
 INPUTS = (
@@ -103,6 +103,7 @@ class TritonPythonModel:
             "--max-queue", parameters["max_queue"]["string_value"],
             "--max-batch", parameters["max_batch"]["string_value"],
             "--max-tokens", parameters["max_tokens"]["string_value"],
+            "--max-volume-bytes", parameters["max_volume_bytes"]["string_value"],
         ]
         # fmt: on
         self.max_bytes = int(parameters["max_volume_bytes"]["string_value"])
@@ -177,6 +178,8 @@ class TritonPythonModel:
             status = self.worker.wait()
             if self.closing:
                 return
+            if above.tritonserver() is None:  # it was killed, which this process does not see otherwise
+                os._exit(1)
             print(
                 f"the model's process ended with status {status}: starting another",
                 file=sys.stderr,
@@ -193,8 +196,10 @@ class TritonPythonModel:
                 try:
                     self._start_worker()
                 except RuntimeError as error:
-                    # Without a model this process must not look healthy.
-                    print(error, file=sys.stderr, flush=True)
+                    # Without a model the server must not look healthy: it would, even without this process.
+                    print(f"{error}: ending the server", file=sys.stderr, flush=True)
+                    if server := above.tritonserver():
+                        server.terminate()
                     os._exit(1)
 
     def _answer(self, header: dict[str, Any], body: bytes) -> None:

@@ -1,6 +1,7 @@
 """A request's volume: opened where it lies, named by the SHA-256 of its content, read."""
 
 import hashlib
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator
@@ -58,13 +59,50 @@ class Array:
         return nibabel.Nifti1Image(voxels, affine).to_bytes()
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A volume that lies where the server can read it: a path or s3:// address below one of the roots.
+
+    max_bytes: what it may hold at most.
+    """
+
+    uri: str
+    roots: tuple[str, ...]
+    max_bytes: int
+
+    def check(self) -> None:
+        """`ValueError` when it is too large to be one volume, or a link in it leads out of the roots."""
+        total = 0
+        for size in self._sizes():
+            total += size
+            if total > self.max_bytes:
+                raise ValueError(
+                    f"VOLUME_URI {self.uri} holds more than {self.max_bytes:,} bytes, which is what this "
+                    "server takes: name one series"
+                )
+
+    def _sizes(self) -> Iterator[int]:
+        if self.uri.startswith("s3://"):
+            below = storage.each_size(self.uri)
+            first = next(below, None)  # none: one object, or nothing
+            found = itertools.chain([first], below) if first else iter(storage.versions(self.uri))
+            yield from (entry[1] for entry in found)
+            return
+        path = Path(self.uri)
+        for file in [path] if path.is_file() else path.rglob("*"):
+            real = file.resolve()
+            if not any(real.is_relative_to(Path(root).resolve()) for root in self.roots):
+                raise ValueError(f"VOLUME_URI {self.uri} holds a link that leads out of the allowed roots")
+            yield real.stat().st_size if real.is_file() else 0
+
+
 def _line(letter: str) -> int:
     """Which of the patient's axes has this end; -1 for none."""
     return next((line for line, ends in enumerate(ENDS) if letter in ends), -1)
 
 
 @contextmanager
-def opened(volume: bytes | str | Array) -> Iterator[bytes | Path]:
+def opened(volume: bytes | Stored | Array) -> Iterator[bytes | Path]:
     """A file's bytes, or a path on this machine: what is fetched from S3 is removed afterwards.
 
     Errors of what stands in the block name VOLUME or VOLUME_URI in place of a path of this machine.
@@ -74,12 +112,13 @@ def opened(volume: bytes | str | Array) -> Iterator[bytes | Path]:
     if isinstance(volume, bytes):
         yield volume
         return
+    volume.check()
     with tempfile.TemporaryDirectory(prefix="mu2-volume-") as folder:
-        path = storage.fetch(volume, folder)
+        path = storage.fetch(volume.uri, folder)
         try:
             yield path
         except (ValueError, OSError) as error:
-            raise ValueError(str(error).replace(str(path), f"VOLUME_URI {volume}")) from error
+            raise ValueError(str(error).replace(str(path), f"VOLUME_URI {volume.uri}")) from error
 
 
 def digest(source: bytes | Path) -> str:

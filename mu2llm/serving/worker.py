@@ -2,10 +2,11 @@
 
 It talks to its parent over an inherited socket (`mu2llm.serving.wire`). When the parent says goodbye, it
 takes nothing new, finishes what it has accepted, and goes. A parent that is gone without goodbye was killed;
-a Triton 2.51 would go on saying that it is ready, so the worker ends the server.
+a Triton 2.51 would go on saying that it is ready, so the worker ends the server. It goes when the server has.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import torch
 
-from mu2llm.serving import wire
+from mu2llm.serving import above, wire
 from mu2llm.serving.audit import Audited, AuditLog
 from mu2llm.serving.engine import Busy, Engine
 from mu2llm.serving.engines import open_engine
@@ -56,7 +57,7 @@ class SocketReply:
     def finish(self, reason: str, usage: dict[str, Any], saliency: bytes = b"") -> None:
         self._last({"type": "finish", "reason": reason, "usage": usage}, saliency)
 
-    def fail(self, code: str, message: str) -> None:
+    def fail(self, code: str, message: str, usage: dict[str, Any]) -> None:
         self._last({"type": "fail", "code": code, "message": message})
 
     def cancelled(self) -> bool:
@@ -67,7 +68,9 @@ class SocketReply:
         self.parent.send({"id": self.number, **header}, body)
 
 
-def serve(channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max_tokens: int) -> bool:
+def serve(
+    channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max_tokens: int, max_bytes: int
+) -> bool:
     """Says that the model is ready, and answers until the parent closes its end; whether it said goodbye."""
     roots = [root for root in os.environ.get("MU2_VOLUME_ROOTS", "").split(",") if root]
     parent = Parent(channel)
@@ -88,32 +91,23 @@ def serve(channel: socket.socket, engine: Engine, audit: AuditLog | None, *, max
         reply = replies[number] = SocketReply(parent, number, replies)
         values = {**header["values"], header["body"]: body} if header["body"] else header["values"]
         try:
-            request = parse_request(values, max_tokens=max_tokens, roots=roots)
+            request = parse_request(values, max_tokens=max_tokens, max_bytes=max_bytes, roots=roots)
             engine.submit(request, Audited(reply, request, audit) if audit else reply)
         except Busy as busy:
-            reply.fail("UNAVAILABLE", str(busy))
+            reply.fail("UNAVAILABLE", str(busy), {})
         except ValueError as error:
-            reply.fail("INVALID_ARG", " ".join(str(error).split()))
+            reply.fail("INVALID_ARG", " ".join(str(error).split()), {})
     parent.gone = True
     engine.close()
     return False
 
 
-def tritonserver() -> psutil.Process | None:
-    """The server above the backend that started this process, where there is one."""
-    above = psutil.Process().parents()
-    return next((process for process in above if process.name() == "tritonserver"), None)
-
-
-def end(server: psutil.Process) -> None:
-    """Ends the server; harmless when it has gone already, or its number has gone to another process."""
-    try:
-        server.terminate()
-        server.wait(KILL_SECONDS)
-    except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired:
-        server.kill()
+def follow(server: psutil.Process, channel: socket.socket) -> None:
+    """Ends this process after a server that was killed: its backend lives on and would keep the model."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        above.wait(server)
+    with contextlib.suppress(OSError):
+        channel.shutdown(socket.SHUT_RDWR)
 
 
 def main() -> None:
@@ -124,12 +118,13 @@ def main() -> None:
     parser.add_argument("--engine", default="batch", help="how drafts are written")
     for name in ("--max-queue", "--max-batch", "--max-tokens"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--max-volume-bytes", type=int, default=1 << 30)  # older entries do not tell it
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log = logging.getLogger(__name__)
     # Two threads compute at a time, one that prepares and one that writes: each gets half of the cores.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    server, channel = tritonserver(), socket.socket(fileno=options.fd)
+    server, channel = above.tritonserver(), socket.socket(fileno=options.fd)
     path = os.environ.get("MU2_AUDIT_LOG")
     try:
         audit = AuditLog(path, options.version) if path else None
@@ -141,9 +136,12 @@ def main() -> None:
         if isinstance(error, ValueError | OSError | ImportError):
             sys.exit(f"mu2: error: {error}")
         raise
-    if not serve(channel, engine, audit, max_tokens=options.max_tokens) and server:
+    if server:
+        threading.Thread(target=follow, args=(server, channel), daemon=True).start()
+    limits = {"max_tokens": options.max_tokens, "max_bytes": options.max_volume_bytes}
+    if not serve(channel, engine, audit, **limits) and server:
         log.error("Triton's Python backend is gone without goodbye: ending the server")
-        end(server)
+        above.end(server, seconds=KILL_SECONDS)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from urllib.parse import unquote
 
 from .s3 import named, receive, send
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what ails a disk, not what is written to it
+
 
 def exists(uri: str | Path) -> bool:
     """Whether a file or folder is there; of S3, whether an object is, or any below the key."""
@@ -189,10 +191,22 @@ def whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
-        yield temporary
-        temporary.replace(path)
+        with writing(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names `path` in the error of a full or read-only disk, which names nothing itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

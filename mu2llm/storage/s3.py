@@ -163,8 +163,13 @@ def _client() -> Any:
 
     endpoint = os.environ.get("MU2_S3_ENDPOINT") or os.environ.get("AWS_ENDPOINT_URL")
     parts = urlsplit(endpoint or "https://s3.amazonaws.com")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"S3 endpoint {endpoint} must read http://host:port or https://host")
+    more = "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.netloc or more:
+        shown = (endpoint or "").rpartition("@")[2]  # never a password
+        raise ValueError(
+            f"S3 endpoint {shown} must read http://host:port or https://host, and nothing else: keys belong "
+            "into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the bucket into s3://bucket/key"
+        )
     try:
         keys = ChainedProvider([EnvAWSProvider(), AWSConfigProvider()]).retrieve()
     except (ValueError, configparser.Error):

@@ -6,6 +6,7 @@ import unicodedata
 _TWO = {"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "ø": "oe", "æ": "ae", "å": "aa", "œ": "oe"}
 _ONE = {"ø": "o", "ł": "l", "đ": "d", "ı": "i"}
 _APOSTROPHES = "'’‘´`ʼ"
+_BREAK = r"(?:-[ \t]*\n[ \t]*)?"  # within a word that goes on in the next line
 _MARK = "[\u0300-\u036f]?"  # an accent that stands behind its letter
 
 
@@ -22,11 +23,13 @@ def spelled_out(word: str) -> str:
 
 
 def spellings(word: str) -> str:
-    """A regex for the word in every spelling; letters with accents and without are the same."""
+    """A regex for the word in every spelling, also parted at the end of a line; letters with accents and
+    without are the same."""
     word = unicodedata.normalize("NFC", word.lower())
     found, at = "", 0
     while at < len(word):
         char, two = word[at], word[at : at + 2]
+        found += _BREAK if found else ""
         if two in _TWO.values():
             others = "".join(letter for letter, pair in _TWO.items() if pair == two)
             found += f"(?:{_letter(two[0])}{_letter(two[1])}|[{others}]|{two[0]}\u0308)"

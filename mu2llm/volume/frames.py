@@ -27,7 +27,7 @@ AIR = -1000.0  # HU
 
 # Raised whenever the same volume and settings come to give other frames, or kept frames get another form:
 # those that are kept are then made again.
-RECIPE = 2
+RECIPE = 3
 
 
 def prepare_frames(

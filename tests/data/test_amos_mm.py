@@ -120,6 +120,18 @@ def test_bad_items_are_rejected_by_name_and_the_rest_goes_on(make, tmp_path, rea
     assert rejects["./imagesTs/amos_10.nii.gz"] == "testing: no report"
 
 
+def test_half_a_character_rejects_its_item_alone(make, tmp_path, read_out):
+    half, question, image = case(2, chest="Clear \ud83d"), case(3), "./imagesTr/\ud83d.nii.gz"
+    question["labels"]["qa"] = [{**QA, "options": {"A": "\udc9a", "B": "None"}}]
+    root = make([case(1), half, question], testing=[{**case(4), "image": image}])
+    ingest("amos-mm", root, tmp_path / "out")
+    studies, rejects = read_out(tmp_path / "out")
+    assert list(studies) == ["amos_1"]
+    assert "half a character (U+D83D)" in rejects[half["image"]]
+    assert "half a character (U+DC9A)" in rejects[question["image"]]
+    assert "no such file" in rejects["./imagesTr/\\ud83d.nii.gz"]
+
+
 def test_a_question_that_is_not_sound_is_left_out_and_named(make, tmp_path, read_out):
     odd = case(1)
     odd["labels"]["qa"] = [QA, {**QA, "answer": "E"}, {**QA, "options": {}}, {**QA, "question": " "}]

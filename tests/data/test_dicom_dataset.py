@@ -1,7 +1,6 @@
 """A folder of DICOM series, as sub-folders and zips, with a table of reports: studies without identifiers."""
 
 import json
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -236,19 +235,6 @@ def test_series_that_lie_deeper_and_loose_files_are_not_forgotten(tmp_path):
     names = [reason.partition("name ")[2].partition(" with")[0] for row, reason in rejects if row == 0]
     assert names[0].startswith("the DICOM files that lie beside it")
     assert names[1:] == ["folder or zip 3 of 7", "folder or zip 4 of 7", "folder or zip 7 of 7"]
-
-
-def test_two_ingests_at_once_write_parts_of_their_own(tmp_path):
-    series(tmp_path / "set" / "a", "1.2.1")
-    table(tmp_path / "set", "a,Clear.,,")
-    volumes = tmp_path / "out" / "volumes"
-    volumes.mkdir(parents=True)
-    others, old = volumes / "row-000002-000000.part", volumes / "row-000009-000000.part"
-    others.write_bytes(b"at work")
-    old.write_bytes(b"killed")
-    os.utime(old, (0, 0))
-    ingest("dicom", tmp_path / "set", tmp_path / "out")
-    assert others.read_bytes() == b"at work" and not old.exists()
 
 
 def test_a_deflated_bomb_is_not_unpacked(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mu2llm.cli import main
 from mu2llm.data.folder import read_folder
 
 
@@ -222,7 +223,7 @@ def test_volumes_of_the_same_name_are_told_apart_by_their_path(tmp_path):
     [
         ("scan,text\na.nii.gz,Clear.\n", "no column volume and no report; it needs volume, report"),
         ("", "has no column volume and no report; it needs volume, report and has none"),
-        ('volume,report\na.nii.gz,"Clear.\n', "quote texts that hold commas"),
+        ('volume,report\na.nii.gz,"Clear.\n', "behind line 1 has no end"),
         ("volume,report,Report\na.nii.gz,A.,B.\n", "has 2 columns report; rename all but one"),
         ("volume,report,split,split\na.nii.gz,A.,,\n", "has 2 columns split"),
     ],
@@ -238,9 +239,41 @@ def test_missing_folder_missing_table_and_wrong_encoding(tmp_path):
         read_folder(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="columns volume, report"):
         read_folder(tmp_path)
-    (tmp_path / "reports.csv").write_bytes("volume,report\na.nii.gz,größer\n".encode("cp1252"))
-    with pytest.raises(ValueError, match="not UTF-8"):
-        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "told"),
+    [
+        ("volume,report\na.nii.gz,größer\n", "cp1252", r"line 2: byte 25 \(0xF6\) is not UTF-8"),
+        ("volume,report\na.nii.gz,无结节\n", "gb18030", r"line 2: byte 23 \(0xCE\) is not UTF-8"),
+    ],
+)
+def test_a_table_in_another_encoding_is_named_with_place_and_remedy(
+    tmp_path, monkeypatch, capsys, text, encoding, told
+):
+    root = folder(tmp_path, "", volumes=["a.nii.gz"])
+    (root / "reports.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=rf"reports\.csv, {told}.*iconv -f WINDOWS-1252 -t UTF-8.*GB18030"):
+        read_folder(root)
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    assert main(["data", "ingest", str(root), "--dataset", "dicom", "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "iconv" in err
+
+
+def test_utf_16_that_is_cut_short_or_has_no_mark_and_quotes_that_do_not_end_are_named_too(tmp_path):
+    root = folder(tmp_path, "", volumes=["a.nii.gz"])
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (root / "reports.csv").write_bytes("volume,report\na.nii.gz,Clear.\n".encode(encoding))
+        with pytest.raises(ValueError, match=r"UTF-16 without a byte order mark; save .* -f UTF-16LE"):
+            read_folder(root)
+    (root / "reports.csv").write_text('volume,report\na.nii.gz,Clear.\na.nii.gz,"Clear.\n')
+    with pytest.raises(ValueError, match="double quote behind line 2 has no end; close it"):
+        read_folder(root)
+    (root / "reports.csv").write_bytes("volume,report\na.nii.gz,größer\n".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"line 2: byte \d+ \(0x0A\) is not UTF-16 text"):
+        read_folder(root)
 
 
 def many(tmp_path, count):

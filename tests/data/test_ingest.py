@@ -1,7 +1,15 @@
 """Ingest opens every volume, rejects the bad ones by name, and ends with an error only when none is left."""
 
+import errno
+import fcntl
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -9,6 +17,7 @@ import pytest
 
 from mu2llm.cli import main
 from mu2llm.commands.data import DATASETS
+from mu2llm.data.folder import read_folder
 from mu2llm.data.ingest import READERS, ingest
 from mu2llm.data.privacy import known_of
 from mu2llm.data.records import Study, read_jsonl
@@ -307,10 +316,87 @@ def test_a_second_ingest_replaces_that_of_its_root_and_never_another(tmp_path):
     with pytest.raises(ValueError, match="none of 1 rows"):
         ingest("folder", tmp_path / "first", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".ingesting",
         "deidentification.json",
         "rejects.jsonl",
     ]
     assert ingest("folder", tmp_path / "second", tmp_path / "out")["studies"] == 2
+
+
+def test_of_two_ingests_at_once_into_one_folder_the_second_is_told(tmp_path, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(root, *, seed):
+        started.set()
+        assert go_on.wait(60)
+        return read_folder(root, seed=seed)
+
+    dataset(tmp_path / "first", 3)
+    dataset(tmp_path / "second", 2)
+    monkeypatch.setitem(READERS, "folder", slow)
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(ingest, "folder", tmp_path / "first", tmp_path / "out")
+        assert started.wait(60)
+        for root in ("first", "second"):
+            with pytest.raises(ValueError, match=r"another ingest into .*/out is under way: wait until"):
+                ingest("folder", tmp_path / root, tmp_path / "out")
+        go_on.set()
+        assert running.result()["studies"] == 3
+    assert len(list(read_jsonl(tmp_path / "out" / "studies.jsonl", Study))) == 3
+    assert ingest("folder", tmp_path / "first", tmp_path / "out")["studies"] == 3, "and it is free again"
+
+
+def test_a_killed_ingest_holds_its_folder_no_longer_and_leaves_nothing_half_written(tmp_path):
+    dataset(tmp_path / "set", 2)
+    volumes = tmp_path / "out" / "volumes"
+    volumes.mkdir(parents=True)
+    (volumes / "mine.part").write_text("a user's own")
+    (volumes / f"row-000001-{'a' * 32}.part").touch()
+    (tmp_path / "out" / f"studies.jsonl.{'0' * 32}.part").touch()
+    code = (
+        "import os, sys; from pathlib import Path; from mu2llm.data.earlier import alone\n"
+        "with alone(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert killed.returncode == -9
+    assert ingest("folder", tmp_path / "set", tmp_path / "out")["studies"] == 2
+    assert [path.name for path in (tmp_path / "out").rglob("*.part")] == ["mine.part"]
+
+
+@pytest.mark.parametrize("written", ["deidentification.json", "volumes/row-000002"])
+def test_a_full_disk_is_named(tmp_path, monkeypatch, capsys, written):
+    from mu2llm.data import dicom
+    from tests.dicom_series import write_series
+
+    def full(*words, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("MU2_DEID_KEY", "0123456789abcdef0123456789abcdef-test")
+    write_series(tmp_path / "set" / "a")
+    reports(tmp_path / "set", ["a,Clear lungs."])
+    if written.startswith("volumes"):
+        monkeypatch.setattr(dicom, "deidentify_series", full)
+    else:
+        monkeypatch.setattr(os, "fsync", full)
+    words = ["data", "ingest", str(tmp_path / "set"), "--dataset", "dicom", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert re.search(rf"out/{written}.*: No space left on device\n$", capsys.readouterr().err)
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.ENOLCK, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog, number, goes_on):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    dataset(tmp_path / "set", 2)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if goes_on:
+        assert ingest("folder", tmp_path / "set", tmp_path / "out")["studies"] == 2
+        assert "has no locks; start no other ingest into it now" in caplog.text
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            ingest("folder", tmp_path / "set", tmp_path / "out")
 
 
 def test_dicom_of_another_root_deletes_no_series(tmp_path, monkeypatch):

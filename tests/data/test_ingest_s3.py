@@ -10,8 +10,10 @@ import pytest
 
 from mu2llm import storage
 from mu2llm.cli import main
+from mu2llm.data import ingest as ingest_module
+from mu2llm.data.folder import read_folder
 from mu2llm.data.frames import FrameCache
-from mu2llm.data.ingest import ingest
+from mu2llm.data.ingest import READERS, ingest
 from mu2llm.data.publish import publish
 from mu2llm.data.records import Report, Study, write_jsonl
 from mu2llm.storage import s3
@@ -188,16 +190,76 @@ def test_a_withdrawn_series_is_deleted_in_the_store(lab, tmp_path, monkeypatch):
     assert storage.list_files(f"{lab}/out/volumes") == [f"{lab}/out/volumes/mine.txt", study["volume"]]
 
 
-def test_a_folder_of_the_store_is_not_overwritten_by_another_root(lab, tmp_path, save_ct):
+@pytest.fixture
+def two_roots(tmp_path, save_ct):
     for name in ("first", "second"):
         save_ct(tmp_path / name / "0.nii.gz", seed=len(name))
         (tmp_path / name / "reports.csv").write_text("volume,report\n0.nii.gz,Clear.\n")
-    ingest("folder", tmp_path / "first", f"{lab}/out")
+    return tmp_path / "first", tmp_path / "second"
+
+
+def test_a_folder_of_the_store_is_not_overwritten_by_another_root(lab, two_roots):
+    first, second = two_roots
+    ingest("folder", first, f"{lab}/out")
     before = records(f"{lab}/out/studies.jsonl")
     with pytest.raises(ValueError, match="s3://lab/out holds 1 studies of another --root"):
-        ingest("folder", tmp_path / "second", f"{lab}/out")
+        ingest("folder", second, f"{lab}/out")
     assert records(f"{lab}/out/studies.jsonl") == before
-    ingest("folder", tmp_path / "first", f"{lab}/out")
+    ingest("folder", first, f"{lab}/out")
+
+
+@pytest.mark.parametrize("when", ["before", "amid"])
+def test_of_two_ingests_at_once_into_the_store_one_is_told(lab, two_roots, monkeypatch, when):
+    first, second = two_roots
+    out = f"{lab}/out"
+    told = []
+
+    def amid(*words):
+        """The second ingest comes while the first one's files are being put there."""
+        monkeypatch.setattr(ingest_module, "publish", publish)
+        with pytest.raises(ValueError, match=r"another ingest is putting its files into s3://lab/out: wait"):
+            ingest("folder", second, out)
+        told.append(second)
+        publish(*words)
+
+    def before(root, *, seed):
+        """The second ingest is done with OUT while the first one still reads."""
+        monkeypatch.setitem(READERS, "folder", read_folder)
+        ingest("folder", second, out)
+        return read_folder(root, seed=seed)
+
+    if when == "amid":
+        monkeypatch.setattr(ingest_module, "publish", amid)
+        ingest("folder", first, out)
+    else:
+        monkeypatch.setitem(READERS, "folder", before)
+        with pytest.raises(ValueError, match="s3://lab/out holds 1 studies of another --root"):
+            ingest("folder", first, out)
+        told.append(first)
+    (study,) = records(f"{out}/studies.jsonl")
+    (kept,) = {first, second} - {*told}
+    assert study["volume"] == str(kept / "0.nii.gz")
+    assert not storage.list_files(f"{out}/.ingesting")
+    ingest("folder", kept, out)
+
+
+def test_the_claim_of_a_killed_ingest_is_taken_over_by_its_like_and_named_to_others(
+    lab, two_roots, monkeypatch
+):
+    first, second = two_roots
+    out = f"{lab}/out"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", lambda uri: None)  # it was killed before
+        ingest("folder", first, out)
+    (claim,) = storage.list_files(f"{out}/.ingesting")
+    for name in ("studies.jsonl", "ingest.json"):
+        storage.remove(f"{out}/{name}")
+    for root, seed in ((second, 0), (first, 1)):
+        with pytest.raises(ValueError, match=f"if it was killed, delete {claim}"):
+            ingest("folder", root, out, seed=seed)
+    assert storage.list_files(f"{out}/.ingesting") == [claim]
+    ingest("folder", first, out)
+    assert not storage.list_files(f"{out}/.ingesting")
 
 
 def test_a_bucket_that_cannot_be_is_named(lab):

@@ -159,15 +159,28 @@ def test_a_damaged_entry_is_made_again(ct, tmp_path, damage, caplog):
     np.testing.assert_array_equal(read_frames(entry), expected)
 
 
+def test_whole_frames_in_the_place_of_others_are_noticed(ct, tmp_path, save_ct):
+    save_ct(tmp_path / "other.nii.gz", seed=9)
+    volumes = [ct, str(tmp_path / "other.nii.gz")]
+    frames = FrameCache(volumes, Settings(), tmp_path / "frames")
+    expected = [frames[volume] for volume in volumes]
+    one, two = entries(tmp_path / "frames")
+    held = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(held)
+    for volume, wanted in zip(volumes, expected, strict=True):
+        np.testing.assert_array_equal(frames[volume], wanted)
+
+
 def test_every_flipped_byte_of_the_voxels_is_noticed(tmp_path):
     write_frames(tmp_path / "a", np.random.default_rng(0).random((1, 2, 8, 8), np.float32))
     whole = (tmp_path / "a").read_bytes()
     for place in range(len(whole) - 2 * 2 * 8 * 8, len(whole), 7):
         changed = bytearray(whole)
         changed[place] ^= 0x10
-        (tmp_path / "b").write_bytes(changed)
+        (tmp_path / "a").write_bytes(changed)
         with pytest.raises(DamagedFrames, match="checksum of frame 0"):
-            read_frames(tmp_path / "b")
+            read_frames(tmp_path / "a")
 
 
 def test_a_volume_that_changes_while_it_is_read_leaves_nothing(ct, tmp_path, save_ct, monkeypatch):
@@ -237,9 +250,9 @@ def test_every_flipped_bit_of_the_header_is_noticed_or_changes_nothing(tmp_path)
         for bit in range(8):
             changed = bytearray(whole)
             changed[place] ^= 1 << bit
-            (tmp_path / "b").write_bytes(changed)
+            (tmp_path / "a").write_bytes(changed)
             try:
-                np.testing.assert_array_equal(read_frames(tmp_path / "b"), expected)
+                np.testing.assert_array_equal(read_frames(tmp_path / "a"), expected)
             except DamagedFrames:
                 noticed += 1
     assert noticed > 1000

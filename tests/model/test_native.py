@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mu2llm.model import Mu2Config, Mu2ForConditionalGeneration, Mu2Processor
+from mu2llm.model.attention import Attention
 from mu2llm.model.tiny import build_tiny
 from mu2llm.volume import Volume, load_volume
 from tests.dicom_series import write_series
@@ -66,11 +67,10 @@ def test_gradient_checkpointing_changes_no_gradient(pair, frames):
     model.train()
     plain = gradients(model, batch)
     model.activation_checkpointing_enable()
-    layers = [
-        *model.vision_tower.blocks, *model.refiner.layers, *model.aggregator.layers,
-        *model.language_model.model.layers,
-    ]  # fmt: skip
-    assert len(layers) == 1 + 1 + 2 + 2 and all(layer.gradient_checkpointing for layer in layers)
+    attentions = [m for part in (model.refiner, model.aggregator) for m in part.modules()]
+    attentions = [module for module in attentions if isinstance(module, Attention)]
+    layers = [*model.vision_tower.blocks, *model.language_model.model.layers, *attentions]
+    assert len(layers) == 1 + 2 + (2 + 2 * 3 + 1) and all(layer.gradient_checkpointing for layer in layers)
     saved = gradients(model, batch)
     model.activation_checkpointing_disable()
     model.zero_grad()

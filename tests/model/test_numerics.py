@@ -176,6 +176,22 @@ def test_gradients_of_attention(position, masked):
     assert torch.autograd.gradcheck(call, (query, context, *layer.parameters()))
 
 
+def test_a_learned_bias_takes_no_memory_for_scores_and_gives_the_same_gradients():
+    """More studies than are taken at a time on the way back; torch's own kernel with every score at hand."""
+    torch.manual_seed(0)
+    layer = Attention(8, 2, "relative", max_distance=3).double()
+    nn.init.normal_(layer.relative_bias)
+    x, kept = torch.randn(70, 90, 8, dtype=torch.double, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        ours = torch.autograd.grad(layer(x, x).square().sum(), (x, *layer.parameters()))
+    assert max(kept) == x.numel() < 70 * 2 * 90 * 90
+    q, k, v = (layer._heads(part(x)) for part in (layer.wq, layer.wk, layer.wv))
+    weights = (q @ k.mT / 2 + layer._relative(90, 90)).softmax(-1)
+    theirs = layer.dense((weights @ v).transpose(1, 2).flatten(2)).square().sum()
+    for mine, other in zip(ours, torch.autograd.grad(theirs, (x, *layer.parameters())), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-9, atol=1e-9)
+
+
 @torch.no_grad()
 def test_a_mask_leaves_the_relative_positions():
     """What is masked might as well not be there; what is not keeps its distance."""

@@ -95,6 +95,15 @@ def test_own_rules(registry, tmp_path: Path) -> None:
         ("- {name: a, kind: at_least, metric: green}", "field bound"),
         ("- {name: a, kind: at_least, metric: green, bound: 1, margin: 2}", "field margin"),
         ("- {name: a, kind: at_least, metric: green, bound: high}", "bound is 'high'"),
+        ("- {name: a, kind: at_least, metric: green, bound: .nan}", "bound is nan, expected a number"),
+        ("- {name: a, kind: at_least, metric: [green], bound: 1}", r"metric is \['green'\], expected a name"),
+        ("- {name: ≥ 1, kind: signature}", "name is '≥ 1', expected letters"),
+        ("- {name: 5, kind: signature}", "name is 5, expected letters"),
+        ("- {name: a, kind: [signature]}", "kind is"),
+        ("- {name: a, kind: measured, metrics: green}", "metrics is 'green', expected a list of names"),
+        ("- {name: a, kind: above_floors, metric: green, floors: [], margin: 1}", r"floors is \[\]"),
+        ("- {name: a, kind: licence, allowed: [mit]}", "expected a list of licences for each tag"),
+        ("- {name: a, kind: licence, allowed: {licence: mit}}", "expected a list of licences for each tag"),
         ("- &r {name: a, kind: at_least, metric: green, bound: 1}\n- *r", "more than one rule"),
     ],
 )
@@ -109,6 +118,12 @@ def test_a_metric_that_the_evaluation_lacks_is_named(registry, tmp_path: Path) -
     rules = tmp_path / "rules.yaml"
     rules.write_text("- {name: a, kind: at_least, metric: grin, bound: 1}\n")
     with pytest.raises(ValueError, match="no metric 'grin'"):
+        gate(registry.add(), rules=rules, **registry.where)
+
+
+def test_what_is_no_metric_is_named(registry) -> None:
+    rules = [{"name": "a", "kind": "at_least", "metric": "judge", "bound": 1}]
+    with pytest.raises(ValueError, match="'judge' is no metric, but 'rules'"):
         gate(registry.add(), rules=rules, **registry.where)
 
 

@@ -87,6 +87,18 @@ def test_rollback_goes_back_step_by_step(registry, passed) -> None:
     assert resolve("champion", **registry.where) == 1
 
 
+def test_a_rollback_to_a_version_that_was_deleted_is_told(registry, passed) -> None:
+    import mlflow
+
+    for number in passed(3)[:2]:
+        promote(number, **registry.where)
+    client = mlflow.MlflowClient(registry.where["tracking_uri"])
+    client.delete_model_version(registry.where["name"], "1")
+    with pytest.raises(ValueError, match="version 1, which was champion before 2, has been deleted"):
+        rollback(**registry.where)
+    promote(3, **registry.where)  # the registry is not held up
+
+
 def test_rollback_without_a_champion_is_told(registry) -> None:
     with pytest.raises(ValueError, match="nothing is registered"):
         rollback(**registry.where)
@@ -109,6 +121,14 @@ def test_history_tells_everything_in_order(registry, passed) -> None:
     rollback(by="bob", **registry.where)
     told = [(e["action"], e["version"], e["previous"], e["by"]) for e in history(**registry.where)]
     assert told == [("promote", 1, None, "ann"), ("promote", 2, 1, "ann"), ("rollback", 1, 2, "bob")]
+
+
+def test_who_has_no_name_is_named_by_number(registry, passed, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container whose user is not in /etc/passwd
+    passed(1)
+    assert promote(1, **registry.where)["by"] == f"user {os.getuid()}"
 
 
 PROMOTE = """
@@ -186,3 +206,47 @@ def test_what_a_killed_promotion_began_the_next_call_ends(
     assert resolve("champion", **registry.where) == 3
     assert rollback(**registry.where)["version"] == 2
     assert rollback(**registry.where)["version"] == 1
+
+
+def test_a_promotion_that_was_held_up_does_not_undo_what_came_since(
+    registry, passed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asleep for longer than a claim is respected, between two writes of its own."""
+    import mlflow
+
+    passed(3)
+    promote(1, **registry.where)
+    write = mlflow.MlflowClient.set_model_version_tag
+
+    def held_up(*words: str) -> None:
+        write(*words)
+        if words[-2:] == ("promoted_by", "ann"):
+            monkeypatch.setattr(mlflow.MlflowClient, "set_model_version_tag", write)
+            monkeypatch.setattr(promotion, "ABANDONED", timedelta(0))
+            promote(3, by="bob", **registry.where)  # ends that of 2 first
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_model_version_tag", held_up)
+    promote(2, by="ann", **registry.where)
+    assert [(e["version"], e["previous"]) for e in history(**registry.where)] == [(1, None), (2, 1), (3, 2)]
+    assert resolve("champion", **registry.where) == 3
+
+
+def test_what_a_killed_rollback_began_is_dropped_when_its_version_is_deleted(
+    registry, passed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    for number in passed(3)[:2]:
+        promote(number, **registry.where)
+
+    def killed(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", killed)
+        rollback(**registry.where)
+    client = mlflow.MlflowClient(registry.where["tracking_uri"])
+    client.delete_model_version(registry.where["name"], "1")
+    monkeypatch.setattr(promotion, "ABANDONED", timedelta(0))
+    promote(3, **registry.where)
+    assert [e["version"] for e in history(**registry.where)] == [1, 2, 3]

@@ -7,6 +7,7 @@ from typing import Any
 
 from mu2llm.serving.engine import Engine
 from mu2llm.serving.inputs import Request
+from mu2llm.serving.volumes import Stored
 
 
 class Answer:
@@ -27,7 +28,7 @@ class Answer:
         self.saliency = saliency
         self.end.put((reason, usage))
 
-    def fail(self, code: str, message: str) -> None:
+    def fail(self, code: str, message: str, usage: dict[str, Any]) -> None:
         self.end.put((code, message))
 
     def cancelled(self) -> bool:
@@ -39,7 +40,7 @@ class Answer:
 
 def request(volume: Any, **changes: Any) -> Request:
     values = {"question": "Any nodule?", "max_tokens": 12, "temperature": 0.0, "seed": 0, **changes}
-    return Request(volume, **values)
+    return Request(Stored(volume, ("/",), 1 << 30) if isinstance(volume, str) else volume, **values)
 
 
 def generated(engine: Engine, nifti: Path, question: str, count: int) -> str:

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import socket
 import zipfile
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from mu2llm.serving.asked import Asked, volume_data
-from mu2llm.serving.client import report
+from mu2llm.serving.client import BusyError, RequestError, report, report_async
 
 
 def test_a_folder_travels_as_a_zip_without_its_names(tmp_path: Path) -> None:
@@ -76,17 +77,52 @@ def test_an_address_that_is_none_of_grpc_is_told(url: str) -> None:
     ("options", "message"),
     [
         (("--format", "dicom-sr"), "--out FILE"),
+        (("--format", "dicom-sr", "--out", "sr.dcm"), "is no DICOM series"),  # before any server is asked
         (("--saliency", "out.png"), ".nii.gz"),
         (("--url", "http://127.0.0.1:8000"), "host:port"),
     ],
 )
 def test_the_command_tells_what_it_needs(
-    options: tuple[str, str], message: str, nifti: Path, capsys: pytest.CaptureFixture[str]
+    options: tuple[str, ...], message: str, nifti: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mu2llm.cli import main
 
     assert main(["report", str(nifti), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("", "INVALID_ARG: SEED is -1", RequestError),
+        ("", "unexpected inference input 'COLOUR'", RequestError),
+        ("", "UNAVAILABLE: 2 requests are waiting", BusyError),
+        ("", "DEADLINE_EXCEEDED: the answer was not whole", TimeoutError),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", TimeoutError),
+        ("StatusCode.UNAVAILABLE", "Socket closed", ConnectionError),
+        ("", "Stub process 'mu2llm_0_0' is not healthy.", ConnectionError),
+        ("", "INTERNAL: its log has the reason", RuntimeError),
+    ],
+)
+def test_every_refusal_has_its_class(status: str, message: str, kind: type[Exception]) -> None:
+    assert type(Asked(b"x").translated(status, message)) is kind
+
+
+def test_a_server_that_says_nothing_is_waited_for_no_longer_than_the_timeout() -> None:
+    """It listens, and never accepts; the deadline of the caller ends it, not the ten seconds for a word."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+
+        async def ask() -> None:
+            async for _ in report_async(b"x", url=url, timeout=0.2):
+                pass
+
+        with pytest.raises(TimeoutError, match=r"in 0\.2 s"):
+            list(report(b"x", url=url, timeout=0.2))
+        with pytest.raises(TimeoutError, match=r"in 0\.2 s"):
+            asyncio.run(ask())
 
 
 def test_a_server_that_is_not_there_is_told() -> None:

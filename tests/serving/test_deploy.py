@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ def served(
     place(model_folder, repository, version=2, manifest={})
     place(broken, repository, version=3, manifest={})
     ports = dict(zip(("grpc_port", "http_port", "metrics_port"), free_ports(3), strict=True))
-    server.start(repository, state_dir=folder / "state", **ports)
+    server.start(repository, state_dir=folder / "state", volume_roots=[str(folder)], **ports)
     try:
         yield repository, folder / "state"
     finally:
@@ -105,6 +106,37 @@ def test_a_version_that_fails_in_the_server_is_switched_back_from(
     assert running
     draft = report(nifti, url=running.url, max_tokens=3)
     assert list(draft) and draft.model_version == str(before)
+
+
+def test_a_port_in_use_stops_nothing(served: tuple[Path, Path]) -> None:
+    repository, state = served
+    before = server.status(state)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(server.ServerError, match="in use"):
+            deploy(repository, 2, state_dir=state, http_port=taken.getsockname()[1])
+    assert server.status(state) == before and server.ready(before)
+
+
+def test_a_server_that_was_replaced_in_vain_comes_back_as_it_was(
+    served: tuple[Path, Path], ports: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, state = served
+    before = server.status(state)
+    assert before and before.volume_roots
+    monkeypatch.setattr("mu2llm.serving.deploy.smoke", lambda model: None)  # as if the trial had missed it
+    with pytest.raises(
+        DeployError, match=f"version 3 could not be served, version {before.version} is again"
+    ):
+        deploy(repository, 3, state_dir=state, http_port=ports["http_port"])  # which needs another server
+    after = server.status(state)
+    assert after and after.pid != before.pid and server.ready(after)
+    assert (after.version, after.ports, after.volume_roots) == (
+        before.version,
+        before.ports,
+        before.volume_roots,
+    )
 
 
 def test_the_second_of_two_deployments_is_told(served: tuple[Path, Path]) -> None:

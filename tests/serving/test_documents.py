@@ -15,7 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from mu2llm import NOTICE
 from mu2llm.serving.client import Answer
-from mu2llm.serving.documents import to_dicom_sr, to_fhir, to_json
+from mu2llm.serving.documents import COPIED, to_dicom_sr, to_fhir, to_json
 
 TEXT = "The lungs are clear.\n\nImpression: a <small> effusion, 3 µm."
 STUDY, SERIES = generate_uid(), generate_uid()
@@ -101,6 +101,40 @@ def test_the_sr_of_a_zip_is_that_of_the_folder(draft: Answer, series: Path, tmp_
             archive.write(file, file.name)
     document = pydicom.dcmread(io.BytesIO(to_dicom_sr(draft, tmp_path / "series.zip")))
     assert document.StudyInstanceUID == STUDY
+
+
+def test_an_image_may_lack_what_may_be_empty(draft: Answer, series: Path) -> None:
+    for file in series.iterdir():
+        image = pydicom.dcmread(file)
+        for name in COPIED:
+            if name in image:
+                delattr(image, name)
+        image.save_as(file)
+    document = pydicom.dcmread(io.BytesIO(to_dicom_sr(draft, series)))
+    assert [document[name].value or "" for name in COPIED] == [""] * len(COPIED)
+
+
+@pytest.mark.parametrize("text", ["clear\x00", "\x0bclear", "cl\x85ear"])
+def test_a_control_character_is_told(draft: Answer, series: Path, text: str) -> None:
+    draft.text = text
+    for write in (to_fhir, to_dicom_sr):
+        with pytest.raises(ValueError, match=r"control character U\+00.*--format json"):
+            write(draft, series)
+
+
+def test_an_empty_draft_is_no_sr(draft: Answer, series: Path) -> None:
+    draft.text = " \n"
+    with pytest.raises(ValueError, match="the draft is empty"):
+        to_dicom_sr(draft, series)
+    assert to_fhir(draft, series)
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dicom3tools")
+def test_dicom3tools_finds_no_fault_with_the_sr(draft: Answer, series: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sr.dcm"
+    path.write_bytes(to_dicom_sr(draft, series))
+    done = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
+    assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
 
 
 @pytest.mark.skipif(shutil.which("dsrdump") is None, reason="needs DCMTK")

@@ -1,6 +1,7 @@
 """The real thing: a tritonserver with a tiny model, asked over gRPC and HTTP as clients do."""
 
 import gzip
+import hashlib
 import json
 import os
 import queue
@@ -225,12 +226,38 @@ def test_a_client_that_leaves_frees_the_worker(endpoint: tuple[Server, Path], ni
         tensor("VOLUME", "BYTES", np.array([nifti.read_bytes()], np.object_)),
         tensor("MAX_TOKENS", "INT32", np.array([400], np.int32)),
         tensor("TEMPERATURE", "FP32", np.array([1], np.float32)),
+        tensor("SEED", "INT64", np.array([9])),
     ]
     client.async_stream_infer("mu2llm", inputs)
     responses.get(timeout=60)
     client.stop_stream(cancel_requests=True)
     client.close()
     assert report_usage(endpoint[0], nifti)["seconds_queued"] < 5
+    # What it has been told until then is in the log: of which volume, and so many tokens.
+    left = json.loads((endpoint[1] / "audit.jsonl").read_text().splitlines()[-2])
+    assert left["outcome"] == "CANCELLED" and left["completion_tokens"] > 0
+    assert left["volume_sha256"] == hashlib.sha256(nifti.read_bytes()).hexdigest()
+
+
+def test_a_draft_that_is_closed_is_given_up_by_the_server(endpoint: tuple[Server, Path], nifti: Path) -> None:
+    import asyncio
+
+    options = {"url": endpoint[0].url, "max_tokens": 400, "temperature": 1.0, "seed": 9}
+
+    def last() -> dict:
+        report_usage(endpoint[0], nifti)  # one request is worked on at a time: the one before has ended
+        return json.loads((endpoint[1] / "audit.jsonl").read_text().splitlines()[-2])
+
+    async def ask() -> None:
+        async with report_async(nifti, **options) as draft:
+            await anext(draft)
+
+    with report(nifti, **options) as draft:
+        next(draft)
+    assert last()["outcome"] == "CANCELLED"
+    assert list(draft) == [] and not draft.finish_reason
+    asyncio.run(ask())
+    assert last()["outcome"] == "CANCELLED"
 
 
 def report_usage(running: Server, nifti: Path) -> dict:
@@ -393,8 +420,6 @@ def test_a_deadline_is_kept(endpoint: tuple[Server, Path], nifti: Path) -> None:
 
 
 def test_every_answer_leaves_a_line_without_text(endpoint: tuple[Server, Path], nifti: Path) -> None:
-    import hashlib
-
     draft = report(nifti, url=endpoint[0].url, question="Is Jane's heart large?", max_tokens=9)
     list(draft)
     lines = (endpoint[1] / "audit.jsonl").read_text().splitlines()
@@ -421,7 +446,7 @@ def test_a_second_start_is_refused(endpoint: tuple[Server, Path], ports: dict[st
         server.start(running.repository, state_dir=state, **ports)
 
 
-@pytest.mark.parametrize("how", ["stop", "killed before", "stop amid drafts", "stub killed"])
+@pytest.mark.parametrize("how", ["stop", "killed before", "stop amid drafts", "stub killed", "model gone"])
 def test_stop_leaves_no_process_and_no_shared_memory(
     model_folder: Path, nifti: Path, tmp_path: Path, ports: dict[str, int], how: str
 ) -> None:
@@ -436,11 +461,16 @@ def test_stop_leaves_no_process_and_no_shared_memory(
         os.kill(running.pid, signal.SIGKILL)
         while psutil.Process(running.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)  # not waited for: whoever started it may not look either
-    elif how == "stub killed":  # a Triton 2.51 would stay "ready" for ever
-        (stub,) = [p for p in processes_of(running) if "python_backend_stub" in p.name()]
+        while processes_of(running):  # they follow it by themselves
+            time.sleep(0.05)
+    elif how in ("stub killed", "model gone"):  # a Triton 2.51 would stay "ready" for ever
         tritonserver = psutil.Process(running.pid)
-        stub.kill()
-        tritonserver.wait(30)
+        (stub,) = [p for p in processes_of(running) if "python_backend_stub" in p.name()]
+        (worker,) = [p for p in processes_of(running) if "mu2llm.serving.worker" in p.cmdline()]
+        if how == "model gone":  # the worker dies, and no other can be started
+            next((tmp_path / "repository").rglob("model.safetensors")).unlink()
+        (stub if how == "stub killed" else worker).kill()
+        tritonserver.wait(60)
         assert server.status(tmp_path / "state") is None
     elif how == "stop amid drafts":
         drafts = [report(nifti, url=running.url, max_tokens=200, temperature=1.0, seed=i) for i in range(4)]
@@ -452,7 +482,7 @@ def test_stop_leaves_no_process_and_no_shared_memory(
             assert all(isinstance(pieces.result(), list) for pieces in whole)
             assert stopped.result()
         assert all(draft.finish_reason in ("stop", "length") for draft in drafts)
-    if how in ("stop", "killed before", "stub killed"):
+    if how != "stop amid drafts":
         assert server.stop(tmp_path / "state") is (how == "stop")
     assert processes_of(running) == []
     assert not list(Path("/dev/shm").glob(f"mu2llm_{running.grpc_port}_*"))

@@ -1,9 +1,21 @@
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mu2llm.serving.export import Limits, export_triton, limits_of, place, served_version, switch, verify
+from mu2llm.serving.export import (
+    ABANDONED_SECONDS,
+    Limits,
+    export_triton,
+    limits_of,
+    place,
+    served_version,
+    switch,
+    verify,
+)
 
 ORIGIN = {"registry_version": 1, "run_id": "abc"}
 
@@ -53,6 +65,25 @@ def test_an_entry_is_never_overwritten(model: Path, tmp_path: Path) -> None:
         export_triton(model, tmp_path / "repository", version=1, manifest=ORIGIN)
     assert (entry / "manifest.json").read_bytes() == before
     assert (entry / "model" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_of_exports_at_once_each_finds_a_whole_entry(model: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [
+            pool.submit(place, model, tmp_path / "repository", version=1, manifest=ORIGIN) for _ in range(24)
+        ]
+        (entry,) = {job.result() for job in jobs}
+    verify(entry)
+    assert [path.name for path in entry.parent.iterdir()] == ["1"]
+
+
+def test_what_killed_exports_left_is_removed_when_it_is_old(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "repository" / "mu2llm"
+    for name, age in ((".1-old", 2 * ABANDONED_SECONDS), (".1-new", 60)):
+        (folder / name / "whole").mkdir(parents=True)
+        os.utime(folder / name, (time.time() - age,) * 2)
+    place(model, tmp_path / "repository", version=1, manifest=ORIGIN)
+    assert sorted(path.name for path in folder.iterdir()) == [".1-new", "1"]
 
 
 @pytest.mark.parametrize("change", ["edit", "add", "remove"])

@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -5,11 +6,12 @@ import pytest
 
 from mu2llm.data.records import REPORT_QUESTION
 from mu2llm.serving.inputs import allowed_uri, parse_request
-from mu2llm.serving.volumes import opened, read
+from mu2llm.serving.volumes import Stored, opened, read
+from tests.s3_server import s3_server
 
 
 def parse(**values: object):
-    return parse_request({"VOLUME": b"x", **values}, max_tokens=100, roots=[])
+    return parse_request({"VOLUME": b"x", **values}, max_tokens=100, max_bytes=100, roots=[])
 
 
 def test_only_the_volume_is_needed() -> None:
@@ -62,7 +64,7 @@ def array(**changes: object) -> dict:
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "ILA", "AIR"])
 def test_an_array_becomes_the_volume_that_it_tells_of(axes: str) -> None:
-    request = parse_request(array(VOLUME_AXES=axes), max_tokens=9, roots=[])
+    request = parse_request(array(VOLUME_AXES=axes), max_tokens=9, max_bytes=9, roots=[])
     with opened(request.volume) as source:
         volume = read(source)
     assert np.array_equal(volume.array, np.arange(24).reshape(2, 3, 4))
@@ -92,7 +94,7 @@ def test_an_array_becomes_the_volume_that_it_tells_of(axes: str) -> None:
 )
 def test_an_array_that_does_not_tell_what_it_is_is_refused(changes: dict, word: str) -> None:
     with pytest.raises(ValueError, match=word) as caught:
-        parse_request(array(**changes), max_tokens=9, roots=[])
+        parse_request(array(**changes), max_tokens=9, max_bytes=9, roots=[])
     assert len(str(caught.value)) < 200
 
 
@@ -103,7 +105,7 @@ def test_a_file_with_a_spacing_beside_it_is_refused() -> None:
 
 def test_no_volume_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="VOLUME"):
-        parse_request({"QUESTION": "Any nodule?"}, max_tokens=10, roots=[])
+        parse_request({"QUESTION": "Any nodule?"}, max_tokens=10, max_bytes=9, roots=[])
 
 
 def test_a_uri_below_a_root_is_allowed(tmp_path: Path) -> None:
@@ -124,6 +126,7 @@ def test_a_uri_below_a_root_is_allowed(tmp_path: Path) -> None:
         "s3://cts/study/../other/ct.nii",
         "s3://cts/studyother/ct.nii",
         "s3://cts//study/ct.nii",
+        "{root}/" + 2000 * "a",
         "",
     ],
 )
@@ -133,6 +136,66 @@ def test_a_uri_elsewhere_is_refused(tmp_path: Path, uri: str) -> None:
     (root / "link").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="does not lie below a root"):
         allowed_uri(uri.format(root=root), [str(root), "s3://cts/study"])
+
+
+def stored(uri: object, *roots: Path, max_bytes: int = 100) -> Stored:
+    return parse_request(
+        {"VOLUME_URI": str(uri)}, max_tokens=9, max_bytes=max_bytes, roots=[str(root) for root in roots]
+    ).volume
+
+
+def test_a_folder_with_a_link_that_leads_out_of_the_roots_is_refused(tmp_path: Path) -> None:
+    for folder in ("root/series", "other", "secret"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("other/a", "secret/b"):
+        (tmp_path / name).write_bytes(b"x")
+    series = tmp_path / "root" / "series"
+    (series / "a").symlink_to(tmp_path / "other" / "a")
+    asked = stored(series, tmp_path / "root", tmp_path / "other")
+    with opened(asked) as path:  # from one root into another is allowed
+        assert path == series
+    for name, target in (("file", "secret/b"), ("folder", "secret")):
+        (series / name).symlink_to(tmp_path / target)
+        with (
+            pytest.raises(ValueError, match="holds a link that leads out of the allowed roots"),
+            opened(asked),
+        ):
+            pass
+        (series / name).unlink()
+
+
+def test_a_file_that_becomes_a_link_out_of_the_roots_while_it_waits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret").write_bytes(b"x")
+    asked = stored(tmp_path / "root" / "ct.nii", tmp_path / "root")
+    (tmp_path / "root" / "ct.nii").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="a link that leads out"), opened(asked):
+        pass
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("name", ["series", "ct.nii"])
+def test_what_is_too_large_for_one_volume_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool, name: str
+) -> None:
+    bucket = tmp_path / "cts"
+    (bucket / "series").mkdir(parents=True)
+    for i in range(4):
+        (bucket / "series" / f"{i}").write_bytes(bytes(30))
+    (bucket / "ct.nii").write_bytes(bytes(120))
+    with s3_server(tmp_path) if remote else contextlib.nullcontext("") as address:
+        root = "s3://cts" if remote else str(bucket)
+        monkeypatch.setenv("MU2_S3_ENDPOINT", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        for most, refused in ((120, False), (119, True)):
+            asked = Stored(f"{root}/{name}", (root,), most)
+            if refused:
+                with pytest.raises(ValueError, match="holds more than 119 bytes"), opened(asked):
+                    pass
+            else:
+                with opened(asked) as path:
+                    assert path.name == name
 
 
 def test_without_roots_no_uri_is_allowed() -> None:

@@ -114,6 +114,7 @@ def test_what_is_known_leaves_exactly(text, expected):
         ("O'Neill^Tom", "O’Neill|Oneill|O Neill|O'NEILL|Tom O´Neill|O‘Neill"),
         ("LEE^MIN HO", "Minho Lee|Lee Minho|Lee Min-Ho|Min Ho|MinHo|LEE, MIN HO|MINHO"),
         ("Strauß^Zoë", "Strauss|STRAUSS|Strauß|Zoe Strauss"),
+        ("Vogelsang^Adelheid", "Vogel-\nsang|Adel- \n  heid Vogelsang|VO-\nGELSANG, ADELHEID"),
         ("Sorensen^Jose", "Sørensen|Sörensen|José|JOSÉ SØRENSEN"),
     ],
 )
