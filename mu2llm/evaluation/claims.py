@@ -41,7 +41,7 @@ SIGNS = {
 class Claim:
     """One finding that a report states as present or uncertain, with all its mentions.
 
-    `beside` holds the sides that its sentences state of other findings.
+    `beside` holds the sides, and `compared` the comparisons, that its sentences state of other findings.
     """
 
     entity: str
@@ -54,6 +54,7 @@ class Claim:
     comparison: str
     mentions: tuple[Finding, ...] = field(compare=False)
     beside: frozenset[str] = field(compare=False, default=frozenset())
+    compared: frozenset[str] = field(compare=False, default=frozenset())
 
     @property
     def order(self) -> tuple:
@@ -89,9 +90,13 @@ def claims(findings: Iterable[Finding]) -> list[Claim]:
     """What one report says is there, mentions merged; the order of sentences is lost."""
     read = _read(findings)
     beside: dict[int, set[str]] = {}
+    compared: dict[int, set[str]] = {}
     for finding in read:
         beside.setdefault(finding.start, set()).update(_sides(finding.side))
-    single = [claim for finding in read for claim in _sided(finding, frozenset(beside[finding.start]))]
+        compared.setdefault(finding.start, set()).add(finding.comparison)
+    single = [
+        claim for f in read for claim in _sided(f, frozenset(beside[f.start]), frozenset(compared[f.start]))
+    ]
     # The fullest mention first: the impression's "pleural effusion" joins "small left pleural effusion".
     single.sort(key=lambda c: (-_details(c), c.order))
     merged: list[Claim] = []
@@ -172,7 +177,7 @@ def _sides(side: str) -> tuple[str, ...]:
     return ("left", "right") if side == "bilateral" else (side,)
 
 
-def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
+def _sided(finding: Finding, beside: frozenset[str], compared: frozenset[str]) -> list[Claim]:
     words = {_SAME_PLACE.get(word, word) for word in finding.location.split()}
     facts = lexicon().entities[finding.entity]
     if facts["organ"] == "lungs":
@@ -197,6 +202,7 @@ def _sided(finding: Finding, beside: frozenset[str]) -> list[Claim]:
             finding.comparison,
             (finding,),
             beside,
+            compared,
         )
         for side in sides
     ]
@@ -261,4 +267,5 @@ def _merge(first: Claim, second: Claim) -> Claim:
         first.comparison or second.comparison,
         first.mentions + second.mentions,
         first.beside | second.beside,
+        first.compared | second.compared,
     )

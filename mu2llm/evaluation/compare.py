@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def compare(
             f"{eval_a} was judged by {first['judge']!r}, {eval_b} by {second['judge']!r}: use one judge"
         )
     scored_a, scored_b = (
-        {name: row for name, row in rows.items() if row["green"] is not None} for rows in (rows_a, rows_b)
+        {name: row for name, row in rows.items() if row["green"] is not None and isfinite(row["green"])}
+        for rows in (rows_a, rows_b)
     )
     shared = [study_id for study_id in scored_a if study_id in scored_b]
     if not shared:

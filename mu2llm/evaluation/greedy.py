@@ -48,9 +48,11 @@ def write(
 
     `batches` are what the processor makes of volumes and questions; prompts are numbered through them from 0.
     As many are written at once as the first batch holds; the next is asked for when a row is free.
-    Raises `ValueError` for a generation configuration that is not followed.
+    Raises `ValueError` for a generation configuration that is not followed, and for fewer than one new token.
     """
     check_followed(model.generation_config)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens}: a draft needs at least 1")
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     coming = iter(batches)

@@ -94,11 +94,13 @@ def parse(text: str, mode: Mode = "strict") -> GreenResult:
 
 # --- published -------------------------------------------------------------------------------------------
 
+_DIGITS = 4000  # Python reads no longer numbers; a judge that repeats itself may write one
+
 
 def _published(text: str) -> GreenResult:
     significant, insignificant = (_published_errors(text, title) for title in (SIGNIFICANT, INSIGNIFICANT))
     body = _published_body(text, MATCHED)
-    number = re.match(r"\d+\b(?=\.)", body)
+    number = re.match(rf"\d{{1,{_DIGITS}}}\b(?=\.)", body)
     matched = int(number[0]) if number else 0
     formed = _strict(text)
     score = green_score(matched, significant)
@@ -124,7 +126,7 @@ def _published_errors(text: str, title: str) -> list[int]:
         labels = "123456"
     # In sorted order, so that of two lines with one label the later in the alphabet decides.
     for line in sorted(lines):
-        number = re.search(r"(?<=: )\d+\b(?=\.)", line)
+        number = re.search(rf"(?<=: )\d{{1,{_DIGITS}}}\b(?=\.)", line)
         if number:
             counts[labels.index(line[1])] = int(number[0])
     return counts
@@ -136,8 +138,8 @@ _TITLE = re.compile(rf"^[ \t>#*]*\[({'|'.join(SECTIONS)})\][ \t*]*:?[ \t*]*(.*)$
 _NONE = re.compile(
     r"(none|n/a|no( clinically)?( significant| insignificant)? errors?( (were )?found)?)\s*\.?", re.I
 )
-_LINE = re.compile(r"\s*\(([a-f1-6])\) ([^\n:]*): (\d+)\.(?:\s+(.*))?")
-_MATCHED = re.compile(r"(\d+)\.(?:\s+(.*))?", re.DOTALL)
+_LINE = re.compile(r"\s*\(([a-f1-6])\) ([^\n:]*): (\d{1,3})\.(?:\s+(.*))?")
+_MATCHED = re.compile(r"(\d{1,3})\.(?:\s+(.*))?", re.DOTALL)
 
 
 class _Refused(Exception):

@@ -60,8 +60,9 @@ class RulesJudge:
 
 _RULES = (
     *("text/entities.yaml", "text/context.yaml", "text/chinese.yaml", "text/chinese.py", "text/clauses.py"),
-    *("text/findings.py", "text/mentions.py", "text/normals.py", "text/qualities.py", "text/sentences.py"),
-    *("text/words.py", "evaluation/claims.py", "evaluation/matching.py", "evaluation/judges.py"),
+    *("text/findings.py", "text/mentions.py", "text/normals.py", "text/places.py", "text/qualities.py"),
+    *("text/sentences.py", "text/sizes.py", "text/words.py", "evaluation/claims.py", "evaluation/green.py"),
+    *("evaluation/matching.py", "evaluation/judges.py"),
 )
 
 

@@ -166,9 +166,11 @@ def _differences(mine: Claim, theirs: Claim) -> list[Note]:
     if theirs.comparison and theirs.comparison != mine.comparison:
         # Where both compare, a wrong size may be all that turns "grown" into "shrunk": it is charged already.
         charged = bool(mine.comparison) and _size_error(mine, theirs) is True
-        notes.append(Note("e", not charged, turn, **both))
+        # "Effusions with atelectasis, unchanged": of which of the two, the sentence leaves open.
+        open_ = not mine.comparison and theirs.comparison in mine.compared
+        notes.append(Note("e", not charged and not open_, turn, **both))
     elif mine.comparison and not theirs.comparison:
-        notes.append(Note("f", True, turn, **both))
+        notes.append(Note("f", mine.comparison not in theirs.compared, turn, **both))
     return notes
 
 

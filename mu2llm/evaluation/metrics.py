@@ -183,7 +183,11 @@ def paired_difference(
     measured difference, `studies_needed_for` for each of `differences`, and `smallest_shown` is the d that
     the studies at hand would show. The standard error is the bootstrap's, so it knows that studies of one
     patient are alike; None where all differences are equal, for then it cannot be told.
+
+    Of few patients the bootstrap is too sure: p is never below 2^(1 - patients), what all differences
+    of one sign amount to in a sign test, and one patient gives no interval.
     """
+    count = len(set(patients))
     difference = np.asarray(second, float) - np.asarray(first, float)
     weights = resample_weights(patients, resamples, seed)
     means = np.concatenate([w @ difference / w.sum(1) for w in weights])
@@ -197,8 +201,8 @@ def paired_difference(
 
     return {
         "difference": mean,
-        "difference_ci": [float(low), float(high)],
-        "p": float(min(1.0, max(2 * tail, 1 / resamples))),
+        "difference_ci": [float(low), float(high)] if count > 1 else None,
+        "p": float(min(1.0, max(2 * tail, 1 / resamples, 2.0 ** (1 - count)))),
         "standard_error": error,
         "smallest_shown": SHOWN * error if told else None,
         "studies_needed": needed(mean),

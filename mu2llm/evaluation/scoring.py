@@ -33,7 +33,11 @@ def read_reports(path: str | Path) -> Reports:
 
     Raises `ValueError` naming the line that cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: no UTF-8: save the file in that encoding") from None
     if lines[-1] == "":
         lines.pop()
     if not lines:
@@ -126,7 +130,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Mean GREEN of the scored pairs with its 95 % interval, counts by category, and what was not scored.
 
-    A mean of nothing is None, never 0.
+    A mean of nothing is None, never 0; one patient gives no interval.
     """
     scored = [i for i, j in enumerate(judgements) if j.score is not None]
     values = np.array([judgements[i].score for i in scored], float)
@@ -135,7 +139,7 @@ def summarize(
         "judge": judge,
         "pairs": len(judgements),
         "green": float(values.mean()) if scored else None,
-        "green_ci": mean_interval(values, among, **boot) if scored else None,
+        "green_ci": mean_interval(values, among, **boot) if len(set(among)) > 1 else None,
         "green_errors": error_table([judgements[i] for i in scored]),
         "green_matched": sum(judgements[i].matched for i in scored),
         "green_unscored": len(judgements) - len(scored),
@@ -166,9 +170,11 @@ def show(summary: dict[str, Any]) -> str:
     if summary["green"] is None:
         head = f"GREEN none: no pair of {summary['pairs']} could be scored"
     else:
-        low, high = summary["green_ci"]
-        head = f"GREEN {summary['green']:.3f}, 95 % interval {low:.3f} to {high:.3f}"
-        head += f", {summary['pairs'] - summary['green_unscored']} pairs"
+        head = f"GREEN {summary['green']:.3f}, "
+        if ci := summary["green_ci"]:
+            head += f"95 % interval {ci[0]:.3f} to {ci[1]:.3f}, "
+        count = summary["pairs"] - summary["green_unscored"]
+        head += f"{count} pair{'s' * (count > 1)}"
     lines = [f"{head}, judge {summary['judge']}", "", "significant  insignificant"]
     for row in summary["green_errors"]:
         lines.append(f"{row['significant']:11}  {row['insignificant']:13}  ({row['category']}) {row['name']}")

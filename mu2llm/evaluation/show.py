@@ -56,7 +56,11 @@ def comparison(found: dict[str, Any]) -> str:
         f"p {found['p']:.3g}",
     ]
     if found["smallest_shown"] is None:
-        lines.append("all studies differ alike: how many would show a difference cannot be told")
+        lines.append(
+            "one patient shows no difference: compare more"
+            if found["patients"] == 1
+            else "all studies differ alike: how many would show a difference cannot be told"
+        )
     else:
         lines.append(
             f"these studies show a difference of {found['smallest_shown']:.3f} or more four times in five"

@@ -134,17 +134,22 @@ class Batch:
             row.tokens.append(token)
 
     def _seen(self, places: Tensor, columns: int) -> Tensor | dict[str, Tensor]:
-        """What each row sees (rows, 1, 1, columns): all up to its own place, as far as the layer's window."""
+        """What is added to each row's scores (rows, 1, 1, columns): 0 up to its own place, within the
+        layer's window, and the lowest number beyond. Eager attention would add truth values as 1 and 0."""
         column = torch.arange(columns, device=places.device)
         seen = (column <= places[:, None])[:, None, None]
         decoder = self.model.language_model.config
         window = getattr(decoder, "sliding_window", None)
         if window is None:
-            return seen
-        near = seen & (column > places[:, None] - window)[:, None, None]
+            return self._added(seen)
+        near = self._added(seen & (column > places[:, None] - window)[:, None, None])
         if "full_attention" in (getattr(decoder, "layer_types", None) or ()):
-            return {"full_attention": seen, "sliding_attention": near}
+            return {"full_attention": self._added(seen), "sliding_attention": near}
         return near
+
+    def _added(self, seen: Tensor) -> Tensor:
+        dtype = self.model.language_model.dtype
+        return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
     @torch.inference_mode()
     def leave(self, row: Row) -> None:

@@ -93,6 +93,10 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         return []
     if not own:
         own = _sites_after(row, mention)
+    if not own and _tells_change(row, mentions, index):
+        own = [i for i in _subject(row, mention, facts) if i < mentions[0].first]  # "Liver: fatty, enlarged"
+        if not own:
+            return []
     if not own and not facts.get("direct"):
         own = _shared(row, mentions, index, facts) or _subject(row, mention, facts)
     if not own and "liver" in facts["sites"] and _in_liver_segment(row, mention):
@@ -113,6 +117,16 @@ def named(row: Row, mentions: list[Mention], index: int) -> list[Mention]:
         return [replace(mention, entity=facts["default"])]
     organ = _organ_before(row, mentions, index)
     return [replace(mention, entity=facts["sites"][organ])] if organ in facts["sites"] else []
+
+
+def _tells_change(row: Row, mentions: list[Mention], index: int) -> bool:
+    """Whether a head says what became of the mention before: "hepatic lesions, increased in size"."""
+    mention, before = mentions[index], mentions[index - 1] if index else None
+    if not before or before.clause != mention.clause or row.spans[mention.at].value != "enlarged":
+        return False
+    if set("sSL") & set(row.codes[mention.first : mention.at]):
+        return False
+    return row.codes[before.at] == "H" and row.codes[mention.first - 1] == ","
 
 
 def listed_with(row: Row, mention: Mention, following: Mention) -> bool:

@@ -129,3 +129,21 @@ def test_settings_of_sampling_and_plain_values_are_no_matter(setting, monkeypatc
     }.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert together(model, processor, volumes[:2], questions[:2], 2) == expected
+
+
+def test_eager_attention_writes_the_same(setting):
+    model, processor, volumes, questions = setting
+    model.language_model.set_attn_implementation("eager")
+    try:
+        wanted = {i: alone(model, processor, volumes[i], questions[i]) for i in range(9)}
+        ends = model.generation_config.eos_token_id
+        wanted = {i: ids[:-1] if ids[-1] == ends else ids for i, ids in wanted.items()}
+        assert together(model, processor, volumes, questions, 4) == wanted
+    finally:
+        model.language_model.set_attn_implementation("sdpa")
+
+
+def test_a_draft_of_no_token_is_refused(setting):
+    model, processor, volumes, questions = setting
+    with pytest.raises(ValueError, match="max_new_tokens 0"):
+        next(write(model, [processor([volumes[0]], questions[:1])], max_new_tokens=0))

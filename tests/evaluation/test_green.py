@@ -169,3 +169,14 @@ def test_what_is_written_is_read_back_by_both_parsers(lists, matched):
     assert strict.insignificant == [len(items) for items in lists[6:]]
     assert strict.matched == published.matched == len(matched)
     assert strict.score == published.score
+
+
+def test_a_judge_that_repeats_a_digit_does_not_end_the_run():
+    good = write([[]] * 6, [[]] * 6, ["Cardiomegaly"])
+    for broken in (
+        good.replace(": 0.", ": " + "9" * 5000 + ".", 1),
+        good.replace("1. C", "9" * 5000 + ". C"),
+    ):
+        result = parse(broken)
+        assert (result.status, result.score) == ("malformed", None)
+        assert 0 <= parse(broken, "published").score <= 1

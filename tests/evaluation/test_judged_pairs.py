@@ -1,5 +1,5 @@
-"""The rules judge on pairs written by hand: 340 of reports in the styles of the four datasets, each in other
-words and with one error of each kind (`judged_pairs.yaml`), and 240 others (`short_pairs.yaml`)."""
+"""The rules judge on pairs written by hand: reports in other words and with one error of each kind
+(`judged_pairs.yaml`, 640 pairs), and 240 others (`short_pairs.yaml`)."""
 
 import random
 from collections import Counter

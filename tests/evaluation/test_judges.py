@@ -1,11 +1,13 @@
 """The rules judge on pairs of reports whose difference is known."""
 
+import ast
 import random
 import re
+from pathlib import Path
 
 import pytest
 
-from mu2llm.evaluation import green
+from mu2llm.evaluation import green, judges
 from mu2llm.evaluation.judges import RulesJudge
 
 # A finding, the same in other words, and what a draft may get wrong about it.
@@ -255,3 +257,28 @@ def test_a_comparison_without_a_finding():
 def test_lists_of_unequal_length_are_refused():
     with pytest.raises(ValueError, match="2 references came with 1 candidates"):
         RulesJudge().score(["a", "b"], ["a"])
+
+
+def test_a_comparison_at_the_end_of_a_sentence_may_be_of_either_finding():
+    one = "Small right pleural effusion with adjacent atelectasis, unchanged."
+    other = "Unchanged small right pleural effusion with adjacent atelectasis."
+    for reference, draft in ((one, other), (other, one)):
+        assert judge(reference, draft).score == 1
+    none = "Small right pleural effusion with adjacent atelectasis."
+    assert sum(judge(one, none).significant) == sum(judge(none, other).significant) == 1
+
+
+def test_the_digest_of_the_rules_is_of_all_code_that_reads_and_matches():
+    house = Path(judges.__file__).parents[1]
+    todo, read = ["evaluation/judges.py"], set()
+    while todo:
+        name = todo.pop()
+        read.add(name)
+        for node in ast.walk(ast.parse((house / name).read_text())):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mu2llm."):
+                continue
+            module = node.module.removeprefix("mu2llm.").replace(".", "/")
+            files = (f"{module}.py", *(f"{module}/{alias.name}.py" for alias in node.names))
+            wanted = (f for f in files if f.startswith(("text/", "evaluation/")) and "judge.py" not in f)
+            todo += [f for f in wanted if (house / f).is_file() and f not in read]
+    assert read == {name for name in judges._RULES if name.endswith(".py")}

@@ -121,3 +121,10 @@ def test_studies_of_one_patient_are_worth_less():
     known = metrics.paired_difference(np.zeros(400), of_patient, [str(i // 4) for i in range(400)], [0.2])
     taken_for_own = metrics.paired_difference(np.zeros(400), of_patient, [str(i) for i in range(400)], [0.2])
     assert known["studies_needed_for"]["0.2"] > 3 * taken_for_own["studies_needed_for"]["0.2"]
+
+
+def test_few_patients_are_never_sure():
+    one = metrics.paired_difference(np.zeros(4), np.full(4, 0.5), ["a"] * 4)
+    assert (one["difference"], one["difference_ci"], one["p"], one["studies_needed"]) == (0.5, None, 1, None)
+    four = metrics.paired_difference(np.zeros(4), np.array([0.1, 0.2, 0.3, 0.4]), list("abcd"))
+    assert four["difference_ci"][0] > 0 and four["p"] == 1 / 8  # 4 of one sign of 4

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mu2llm.cli import main
-from mu2llm.evaluation.scoring import green_of_files, read_reports
+from mu2llm.evaluation.scoring import green_of_files, read_reports, show
 
 REFERENCES = ["The heart is enlarged.", "Small left pleural effusion. Cardiomegaly.", "Limited by motion."]
 CANDIDATES = ["Cardiomegaly.", "Cardiomegaly.", "Normal."]
@@ -107,3 +107,19 @@ def test_pairs_must_be_pairs(files, tmp_path):
 def test_half_a_command_is_refused(words, capsys):
     assert main(["green", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_no_text_and_another_encoding_is_refused(tmp_path):
+    row = json.dumps({"study_id": "a", "report": "Cardiomegaly."}) + "\n"
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + row.replace("\n", "\r\n").encode())
+    assert read_reports(tmp_path / "windows.jsonl").texts == ["Cardiomegaly."]
+    (tmp_path / "latin.txt").write_bytes("Cardiomegaly.\nMaße unauffällig.\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt, line 2: no UTF-8"):
+        read_reports(tmp_path / "latin.txt")
+
+
+def test_one_pair_has_no_interval(tmp_path):
+    (tmp_path / "a.txt").write_text("Cardiomegaly.\n")
+    summary = green_of_files(tmp_path / "a.txt", tmp_path / "a.txt")
+    assert (summary["green"], summary["green_ci"]) == (1, None)
+    assert show(summary).startswith("GREEN 1.000, 1 pair, judge rules\n")

@@ -265,3 +265,12 @@ def test_one_word_list_does_not_undo_another(sentence, fields):
 def test_the_nature_of_a_thing_does_not_end_what_is_said_of_it():
     thing = extract("Multiple lung nodules consistent with metastases, increased since the prior CT.")[0]
     assert (thing.entity, thing.comparison) == ("lung nodule", "increased")
+
+
+def test_a_lesion_that_has_grown_enlarges_no_organ():
+    for sentence, finding in (
+        ("Several hypodense hepatic lesions, increased in size.", "liver lesion"),
+        ("Mild intrahepatic biliary dilatation, slightly increased.", "biliary dilatation"),
+    ):
+        assert [(f.entity, f.comparison) for f in extract(sentence)] == [(finding, "increased")]
+    assert {f.entity for f in extract("Liver: steatotic, enlarged.")} == {"hepatic steatosis", "hepatomegaly"}
