@@ -1,7 +1,7 @@
 """Greedy decoding of many prompts in which a row that ends makes room for the next.
 
 In a plain batch every row waits for the longest. Here the batch (`mu2llm.model.batch`) stays full while there
-are prompts: their volumes are encoded a batch at a time, and each goes to where a row has ended. What is
+are prompts: they are read a batch at a time, volumes too, and each goes to where a row has ended. What is
 written does not hang on the company: it is the most likely token at each step, as `generate` writes it with
 `do_sample=False`. A generation configuration that makes `generate` choose otherwise is refused.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mu2llm.model.batch import Batch, Row
+from mu2llm.model.batch import Batch, Prompt, Row, read
 
 # What a generation configuration may set that changes a greedy draft, and that batches of drafts do not do.
 NOT_FOLLOWED = (
@@ -60,12 +60,12 @@ def write(
     if first is None:
         return
     batch = Batch(model, len(first["input_ids"]))
-    prompts = enumerate(prompt for inputs in chain([first], coming) for prompt in _encoded(model, inputs))
+    prompts = enumerate(prompt for inputs in chain([first], coming) for prompt in _read(model, inputs))
     numbers: dict[Row, int] = {}
     while True:
-        for number, (ids, visual_tokens) in islice(prompts, batch.size - len(numbers)):
+        for number, prompt in islice(prompts, batch.size - len(numbers)):
             row = Row()
-            batch.join(row, ids, visual_tokens, ids.shape[1] + max_new_tokens)
+            batch.join(row, prompt, prompt.length + max_new_tokens)
             numbers[row] = number
         if not numbers:
             return
@@ -77,8 +77,6 @@ def write(
             batch.step()
 
 
-def _encoded(model: Any, inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each prompt (1, L), without padding, with its visual tokens (1, Q, D); volumes are encoded together."""
+def _read(model: Any, inputs: dict[str, Tensor]) -> list[Prompt]:
     tokens = model.encode_volume(inputs["pixel_values"], inputs["question_ids"], inputs["question_mask"])
-    for row, mask in enumerate(inputs["attention_mask"].bool()):
-        yield inputs["input_ids"][row, mask][None], tokens[row][None]
+    return read(model, inputs["input_ids"], inputs["attention_mask"], tokens)

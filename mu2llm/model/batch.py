@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 CHUNK = 256  # columns by which the buffers grow
 
@@ -59,7 +59,7 @@ class _Layer(CacheLayerMixin):
         """Makes room, and keeps what stands in the buffers."""
         for name, pattern in (("keys", like), ("values", like_values)):
             old = getattr(self, name)
-            new = pattern.new_zeros(rows, pattern.shape[1], columns, pattern.shape[3])
+            new = pattern.new_zeros(rows, len(pattern), columns, pattern.shape[2])
             if old is not None:
                 new[:, :, : old.shape[2]] = old
             setattr(self, name, new)
@@ -74,6 +74,39 @@ class _Layer(CacheLayerMixin):
         return -1
 
 
+@dataclass
+class Prompt:
+    """What reading a prompt gives: the next token's logits (1, V), each layer's keys and values (heads, L, d)."""
+
+    logits: Tensor
+    layers: list[tuple[Tensor, Tensor]]
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[1]
+
+
+@torch.inference_mode()
+def read(model: Any, input_ids: Tensor, mask: Tensor, visual_tokens: Tensor) -> list[Prompt]:
+    """Reads prompts (B, L) with visual tokens (B, Q, D); `mask` is 0 where one is padded on its left."""
+    cache = DynamicCache()
+    logits = model(
+        input_ids=input_ids,
+        visual_tokens=visual_tokens,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    layers = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    assert len(layers) == len(cache.layers)  # attention, which is all that the decoders have
+    return [
+        Prompt(logits[row, None], [(keys[row, :, start:], values[row, :, start:]) for keys, values in layers])
+        for row, start in enumerate(mask.argmax(1).tolist())
+    ]
+
+
 class Batch:
     """At most `size` rows of one model, on its device."""
 
@@ -84,33 +117,22 @@ class Batch:
         self._layers: list[_Layer] = []
 
     @torch.inference_mode()
-    def join(self, row: Row, input_ids: Tensor, visual_tokens: Tensor, room: int) -> None:
-        """Reads a prompt (1, L) with its visual tokens (1, Q, D), chooses the first token, adds the row.
+    def join(self, row: Row, prompt: Prompt, room: int) -> None:
+        """Adds a row behind a prompt, and chooses its first token.
 
         `room` is how many tokens, prompt and new ones, the row may come to at most.
         """
         assert len(self.rows) < self.size
-        cache = DynamicCache()
-        output = self.model(
-            input_ids=input_ids,
-            visual_tokens=visual_tokens,
-            attention_mask=torch.ones_like(input_ids),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        row.tokens += choose([row], output.logits[:, -1])
-        row.length = input_ids.shape[1]
+        row.tokens += choose([row], prompt.logits)
+        row.length = prompt.length
         place = len(self.rows)
-        self._layers = self._layers or [_Layer() for _ in cache.layers]
-        for mine, read in zip(self._layers, cache.layers, strict=True):
-            assert isinstance(read, CacheLayerMixin)  # attention, which is all that the decoders have
-            assert read.keys is not None and read.values is not None
+        self._layers = self._layers or [_Layer() for _ in prompt.layers]
+        for mine, (keys, values) in zip(self._layers, prompt.layers, strict=True):
             if mine.keys is None or mine.keys.shape[2] < room:
-                mine.resize(read.keys, read.values, self.size, -(-room // CHUNK) * CHUNK)
+                mine.resize(keys, values, self.size, -(-room // CHUNK) * CHUNK)
             assert mine.keys is not None and mine.values is not None
-            mine.keys[place, :, : row.length] = read.keys[0]
-            mine.values[place, :, : row.length] = read.values[0]
+            mine.keys[place, :, : row.length] = keys
+            mine.values[place, :, : row.length] = values
         self.rows.append(row)
 
     @torch.inference_mode()

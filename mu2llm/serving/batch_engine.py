@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from mu2llm.model.batch import Batch, Row
+from mu2llm.model.batch import Batch, Row, read
 from mu2llm.serving.engine import Engine, Job
 
 
@@ -67,8 +67,9 @@ class BatchEngine(Engine):
         request, prepared = job.request, job.prepared
         assert prepared is not None
         row = Row(job.tokens, request.temperature, torch.Generator().manual_seed(request.seed))
-        room = prepared.input_ids.shape[1] + request.max_tokens
-        self._batch.join(row, prepared.input_ids, prepared.visual_tokens, room)
+        ids = prepared.input_ids
+        (prompt,) = read(self.model, ids, torch.ones_like(ids), prepared.visual_tokens)
+        self._batch.join(row, prompt, ids.shape[1] + request.max_tokens)
         self._rows[job] = row
         self._add(job)
 
