@@ -76,7 +76,7 @@ class _Layer(CacheLayerMixin):
 
 @dataclass
 class Prompt:
-    """What reading a prompt gives: the next token's logits (1, V), each layer's keys and values (heads, L, d)."""
+    """What was read of a prompt: the next token's logits (1, V), each layer's keys and values (heads, L, d)."""
 
     logits: Tensor
     layers: list[tuple[Tensor, Tensor]]
@@ -99,8 +99,11 @@ def read(model: Any, input_ids: Tensor, mask: Tensor, visual_tokens: Tensor) -> 
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    layers = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    assert len(layers) == len(cache.layers)  # attention, which is all that the decoders have
+    layers = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer)  # attention, which is all that the decoders have
+        assert layer.keys is not None and layer.values is not None
+        layers.append((layer.keys, layer.values))
     return [
         Prompt(logits[row, None], [(keys[row, :, start:], values[row, :, start:]) for keys, values in layers])
         for row, start in enumerate(mask.argmax(1).tolist())
