@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from mu2llm.data.records import REPORT_QUESTION, Preference, Report, Sample, Study, write_jsonl
 
@@ -21,14 +20,13 @@ class Hospital:
     preferences: Path
 
 
-@pytest.fixture(scope="session")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
+def write_hospital(root: Path) -> Hospital:
+    """Its files in the folder `root`, which is there."""
     import nibabel as nib
     import torch
 
     from mu2llm.model.tiny import build_tiny
 
-    root = tmp_path_factory.mktemp("hospital")
     noise = np.random.default_rng(0)
     studies, samples, preferences = [], [], []
     for number in range(15):
