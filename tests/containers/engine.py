@@ -131,7 +131,7 @@ def private_network(docker: Engine) -> Iterator[str]:
     if made.returncode != 0:
         raise NoEngine(f"the engine makes no network: {made.stderr.strip()}")
     iptables = shutil.which("iptables", path=f"{os.environ['PATH']}:/usr/sbin")
-    rule = ["FORWARD", f"--in-interface={name}", f"--out-interface={name}", "--jump=ACCEPT"]
+    rule = ["FORWARD", "-i", name, "-o", name, "-j", "ACCEPT"]
     with contextlib.ExitStack() as closing:
         closing.callback(docker.docker, "network", "rm", name)
         if iptables and os.geteuid() == 0:
