@@ -21,7 +21,7 @@ from tests.training.runs import difference, losses, weights, written
 
 pytestmark = pytest.mark.slow
 STEPS = 60
-MINUTES = 10  # for one run; what hangs is told then
+MINUTES = 20  # for one run; what hangs is told then
 TWO_NODES, ONE_NODE = Job(nodes=2, gpus=0, cpu="1", every=0.001), Job(nodes=1, gpus=0, cpu="2", every=0.001)
 
 
