@@ -52,6 +52,7 @@ class Cluster:
             "PET_NPROC_PER_NODE": asked["resourcesPerNode"]["limits"]["cpu"],  # where a node has no GPU
             "PET_MASTER_ADDR": hosts[0],
             "PET_MASTER_PORT": 29400,
+            "OMP_NUM_THREADS": 1,  # what torchrun sets by itself for several processes, and not for one
         }
         program, *words = [*asked["command"], *asked["args"]]
         started = []
