@@ -49,10 +49,10 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow and not long' -n auto --dist loadfile
 
-# Builds the images on Debian bases and runs the pipeline in them. Needs a Docker engine, or root and docker.io
-# with debootstrap; the images stay in build/containers.
+# Builds the images on Debian bases, and runs training on two nodes and the pipeline in them. Needs root and
+# debootstrap, and a Docker engine or docker.io; the images stay in build/containers.
 test-containers: setup
-	MU2_TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/containers --durations=10
+	MU2_TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/containers -v -x --durations=10
 
 check: setup
 	$(BIN)/ruff format --check .

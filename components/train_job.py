@@ -28,6 +28,7 @@ class Job:
     Args:
         nodes, gpus: pods, and accelerators of each: one process per accelerator.
         gpu_type, cpu, memory: of each pod.
+        gpu_nodes: `label=value` of the nodes that the pods may run on; empty: any with free GPUs.
         hours: the deadline. What the job has done until then is in its checkpoints.
         runtime: name of the ClusterTrainingRuntime.
         every: seconds between two looks at it.
@@ -36,6 +37,7 @@ class Job:
     nodes: int
     gpus: int
     gpu_type: str = "nvidia.com/gpu"
+    gpu_nodes: str = ""
     cpu: str = "16"
     memory: str = "128Gi"
     hours: float = 72.0
@@ -117,9 +119,30 @@ def _start(client: Any, name: str, stage: str, config: Path, job: Job) -> None:
             ActiveDeadlineSeconds(int(job.hours * 3600)),
             TrainerCommand(list(COMMAND)),
             TrainerArgs(["-m", f"mu2llm.training.{stage}", "--config", str(config)]),
+            *([_placed(job.gpu_nodes)] if job.gpu_nodes else []),
         ],
     )
     print(f"TrainJob {name}: {job.nodes} nodes with {job.gpus} {job.gpu_type} each", flush=True)
+
+
+def _placed(nodes: str) -> Any:
+    """What puts the job's pods on the nodes with the label `nodes`."""
+    from kubeflow.trainer.options import (
+        JobSetSpecPatch,
+        JobSetTemplatePatch,
+        JobSpecPatch,
+        JobTemplatePatch,
+        PodSpecPatch,
+        PodTemplatePatch,
+        ReplicatedJobPatch,
+        RuntimePatch,
+        TrainingRuntimeSpecPatch,
+    )
+
+    label, _, value = nodes.partition("=")
+    pod = PodTemplatePatch(spec=PodSpecPatch(node_selector={label: value}))
+    pods = ReplicatedJobPatch("node", JobTemplatePatch(spec=JobSpecPatch(template=pod)))
+    return RuntimePatch(TrainingRuntimeSpecPatch(JobSetTemplatePatch(spec=JobSetSpecPatch([pods]))))
 
 
 @contextlib.contextmanager

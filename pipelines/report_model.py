@@ -186,12 +186,15 @@ def build(cluster: ClusterSettings) -> Callable:
 
 
 def _training_resources(task: dsl.PipelineTask, cluster: ClusterSettings) -> None:
-    """Limits, GPUs with their taint tolerated, shared memory for the processes."""
+    """Limits, GPUs with their taint tolerated and their nodes named, shared memory for the processes."""
     task.set_cpu_limit(cluster.train_cpu).set_memory_limit(cluster.train_memory)
     if cluster.gpus:
         task.set_accelerator_type(cluster.gpu_type).set_accelerator_limit(cluster.gpus)
         if cluster.gpu_taint:
             kubernetes.add_toleration(task, key=cluster.gpu_taint, operator="Exists", effect="NoSchedule")
+        if cluster.gpu_nodes:
+            label, _, value = cluster.gpu_nodes.partition("=")
+            kubernetes.add_node_selector(task, label_key=label, label_value=value)
     if cluster.shared_memory:
         # torch's workers and NCCL share memory through /dev/shm, 64 MB in a pod unless more is mounted.
         kubernetes.empty_dir_mount(

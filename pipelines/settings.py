@@ -72,6 +72,7 @@ class ClusterSettings:
         hospital_secret: name of the Secret with MU2_DEID_KEY and, for a DICOMweb server, MU2_DICOMWEB_TOKEN
             or MU2_DICOMWEB_USER and MU2_DICOMWEB_PASSWORD; only the ingest step gets it. Empty: none.
         gpu_taint: key of the taint that keeps other work off GPU nodes. Empty: none.
+        gpu_nodes: `label=value` of the nodes that such a step may run on. Empty: any with free GPUs.
         nodes: more than one: `vision`, `sft` and `dpo` train in a TrainJob of so many pods, each with these
             limits and GPUs, and their own pod is one that does not train.
         job_hours, runtime: deadline of such a job, and the ClusterTrainingRuntime that it starts from.
@@ -92,6 +93,7 @@ class ClusterSettings:
     storage_secret: str = "mu2llm-storage"
     hospital_secret: str = ""
     gpu_taint: str = "nvidia.com/gpu"
+    gpu_nodes: str = ""
     nodes: int = 1
     job_hours: int = 72
     runtime: str = "mu2llm-torch"
@@ -107,6 +109,11 @@ class ClusterSettings:
                 raise ValueError(
                     f"{name}: {image!r} must name a digest: registry/name@sha256:…, 64 hex digits"
                 )
+        if self.gpu_nodes and not re.fullmatch(r"[\w./-]+=[\w.-]+", self.gpu_nodes):
+            raise ValueError(
+                f"gpu_nodes: {self.gpu_nodes!r} must be label=value, "
+                "as nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3"
+            )
 
     def job(self) -> dict[str, Any]:
         """What a training step's TrainJob asks for; empty where the step trains in its own pod."""
@@ -116,6 +123,7 @@ class ClusterSettings:
             "nodes": self.nodes,
             "gpus": self.gpus,
             "gpu_type": self.gpu_type,
+            "gpu_nodes": self.gpu_nodes,
             "cpu": self.train_cpu,
             "memory": self.train_memory,
             "hours": self.job_hours,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from kfp import dsl
 
 from mu2llm.components.train_job import COMMAND, Job, run_job
 from mu2llm.training.launch import QUIET, TrainingFailed
-from tests.components.trainer_server import Look, Server
+from tests.components.trainer_server import RUNTIME, Look, Server, trainer
 
 RBAC = Path(__file__).parents[2] / "manifests" / "components" / "training" / "rbac.yaml"
 VERSION = ("get", "", "configmaps")  # Trainer's own, in its namespace; without it the SDK only warns
@@ -23,15 +24,9 @@ FAILED = Look({A: "Failed", B: "Failed"}, ended="Failed")
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with Server() as server:
-        # What KUBECONFIG says, which the client reads when it is imported.
-        monkeypatch.setattr(
-            "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION",
-            str(server.kubeconfig(tmp_path / "kubeconfig")),
-        )
+def server(tmp_path: Path) -> Iterator[Server]:
+    with trainer(tmp_path) as server:
         yield server
-    assert server.faults == []
 
 
 @pytest.fixture
@@ -50,14 +45,14 @@ def test_the_job_says_what_it_needs(server: Server, config: Path, capsys: pytest
     run_job("sft", config, JOB)
     (job,) = server.made
     assert job["metadata"]["name"] == "mu2-sft-0123"
-    trainer = job["spec"]["trainer"]
-    assert trainer["numNodes"] == 2
-    assert trainer["command"] == list(COMMAND)
-    assert trainer["args"] == ["-m", "mu2llm.training.sft", "--config", str(config)]
+    asked = job["spec"]["trainer"]
+    assert asked["numNodes"] == 2
+    assert asked["command"] == list(COMMAND)
+    assert asked["args"] == ["-m", "mu2llm.training.sft", "--config", str(config)]
     resources = {"cpu": "16", "memory": "128Gi", "nvidia.com/gpu": "4"}
-    assert trainer["resourcesPerNode"] == {"limits": resources, "requests": resources}
-    assert "image" not in trainer  # the runtime's own, by digest
-    assert {it["name"]: it["value"] for it in trainer["env"]} == QUIET
+    assert asked["resourcesPerNode"] == {"limits": resources, "requests": resources}
+    assert "image" not in asked  # the runtime's own, by digest
+    assert {it["name"]: it["value"] for it in asked["env"]} == QUIET
     assert job["spec"]["activeDeadlineSeconds"] == 5400
     assert server.deleted == ["mu2-sft-0123"]
     assert capsys.readouterr().out.splitlines() == [
@@ -220,6 +215,19 @@ def test_an_api_server_that_is_away_for_a_moment_does_not_end_it(server: Server,
 def test_what_the_api_refuses_is_said(server: Server, config: Path) -> None:
     with pytest.raises(RuntimeError, match=r"Failed to get Runtime: absent .*: Not Found"):
         run_job("sft", config, Job(nodes=2, gpus=1, runtime="absent", every=0.001))
+
+
+def test_the_pods_go_to_the_nodes_that_are_named(server: Server, config: Path) -> None:
+    """By a patch of the runtime, as the server's models of the CRD know it; without a name there is none."""
+    server.looks = [DONE]
+    run_job("sft", config, JOB)
+    run_job("sft", config, replace(JOB, gpu_nodes="nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3"))
+    anywhere, there = (job["spec"].get("runtimePatches") for job in server.made)
+    assert not anywhere
+    (job,) = there[0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert job["name"] == RUNTIME["spec"]["template"]["spec"]["replicatedJobs"][0]["name"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    assert pod == {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}}
 
 
 @pytest.mark.parametrize("wrong", [{"nodes": 0}, {"gpus": -1}, {"hours": 0.0}])

@@ -4,15 +4,18 @@ TrainJobs are held against the models of kubeflow-trainer-api, which are made of
 that these do not know is a fault. What a job's pods do is a list of `Look`s that the test writes down.
 """
 
+import contextlib
 import json
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
 import yaml
 from kubeflow_trainer_api import models
 
@@ -76,6 +79,17 @@ class Server(ThreadingHTTPServer):
         }
         path.write_text(yaml.safe_dump(config))
         return path
+
+
+@contextlib.contextmanager
+def trainer(folder: Path) -> Iterator[Server]:
+    """A server that the SDK takes for the cluster; nothing may be asked that the real one refuses."""
+    with Server() as server, pytest.MonkeyPatch.context() as patch:
+        # What KUBECONFIG says, which the client reads when it is imported.
+        place = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+        patch.setattr(place, str(server.kubeconfig(folder / "kubeconfig")))
+        yield server
+    assert server.faults == []
 
 
 class Missing(Exception):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,14 @@ def docker() -> Iterator[Engine]:
         except NoEngine as error:
             pytest.skip(f"no containers here: {error}")
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that the containers can write to: their user is not this process's."""
+    folder = tmp_path_factory.mktemp("containers")
+    for each in (folder, *folder.parents[:2]):
+        each.chmod(0o777)
+    before = os.umask(0)
+    yield folder
+    os.umask(before)

@@ -8,6 +8,7 @@ in place of NVIDIA's.
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from mu2llm import __version__
@@ -26,10 +28,18 @@ IMAGES = {name: f"mu2llm/{name}:{__version__}" for name in ("base", "train", "tr
 PACKAGES = "python3,python3-pip,python3-venv,libpython3.11,libstdc++6,ca-certificates"
 CERTIFICATES = Path("/usr/local/share/ca-certificates")  # of a proxy that this machine trusts
 START_SECONDS = 60
+# How a pod of the manifests runs: what a container needs beyond this is named by its test.
+LOCKED = (
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--shm-size=1g",
+)
 
 
 class NoEngine(Exception):
-    """No Docker engine can be had here; the message says why."""
+    """This machine cannot build or run containers; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,12 @@ class Engine:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "DOCKER_HOST": self.host, "DOCKER_BUILDKIT": "1"}
 
-    def docker(self, *words: str, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run([self.client, *words], env=self.environment, capture_output=True, text=True)
+    def docker(
+        self, *words: str, check: bool = True, timeout: float | None = None
+    ) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            [self.client, *words], env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
         if check and done.returncode != 0:
             raise RuntimeError(f"docker {' '.join(words)}: {done.stderr.strip()[-2000:]}")
         return done
@@ -104,9 +118,34 @@ def _answers(client: str, host: str) -> bool:
     return subprocess.run([client, "--host", host, "version"], capture_output=True).returncode == 0
 
 
+@contextlib.contextmanager
+def private_network(docker: Engine) -> Iterator[str]:
+    """The name of a network with no way out of it; raises `NoEngine`.
+
+    The engine that is started here leaves the machine's firewall alone, which may drop what it does not know
+    (another engine sets it so): it gets a rule for this network, for as long as the network is there.
+    """
+    name = f"mu2-{secrets.token_hex(4)}"
+    bridge = f"--opt=com.docker.network.bridge.name={name}"
+    made = docker.docker("network", "create", "--internal", bridge, name, check=False)
+    if made.returncode != 0:
+        raise NoEngine(f"the engine makes no network: {made.stderr.strip()}")
+    iptables = shutil.which("iptables", path=f"{os.environ['PATH']}:/usr/sbin")
+    rule = ["FORWARD", "-i", name, "-o", name, "-j", "ACCEPT"]
+    with contextlib.ExitStack() as closing:
+        closing.callback(docker.docker, "network", "rm", name)
+        if iptables and os.geteuid() == 0:
+            subprocess.run([iptables, "--wait", "--insert", *rule], check=True)
+            closing.callback(subprocess.run, [iptables, "--wait", "--delete", *rule], check=True)
+        yield name
+
+
 def build_images(docker: Engine) -> None:
     """Builds the three images by `make images`, as a user does, on the stand-ins for their public bases."""
     make_base(docker)
+    tried = docker.docker("run", "--rm", "--network=none", BASE, "true", check=False)
+    if tried.returncode != 0:
+        raise NoEngine(f"the engine runs no container here: {tried.stderr.strip()[-300:]}")
     make_triton_base(docker)
     bases = {"base_BASE": BASE, "train_BASE": BASE, "triton_BASE": TRITON_BASE}
     _collect_wheels()
@@ -123,6 +162,8 @@ def _collect_wheels() -> None:
     wheels.mkdir(exist_ok=True)
     if any(wheels.glob("torch-*.whl")):
         return
+    if "+cpu" not in version("torch"):
+        raise NoEngine("pip finds only torch's CUDA build here: put the wheel of its CPU build into wheels/")
     download = ["pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), "torch==2.13.0"]
     subprocess.run([sys.executable, "-m", *download], check=True)
 
@@ -137,7 +178,9 @@ def make_base(docker: Engine) -> None:
     with tempfile.TemporaryDirectory(dir=STORE) as work:
         root = Path(work) / "root"
         command = [debootstrap, "--variant=minbase", f"--include={PACKAGES}", "bookworm", str(root)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if made.returncode != 0:
+            raise NoEngine(f"debootstrap: {made.stdout.strip()[-300:]}")
         for certificate in CERTIFICATES.glob("*.crt"):
             shutil.copy(certificate, root / CERTIFICATES.relative_to("/"))
         subprocess.run(["chroot", str(root), "update-ca-certificates"], check=True, stdout=subprocess.DEVNULL)

@@ -6,15 +6,12 @@ import subprocess
 import pytest
 
 from mu2llm import __version__
-from tests.containers.engine import IMAGES, Engine
+from tests.containers.engine import IMAGES, LOCKED, Engine
 
 pytestmark = pytest.mark.slow
 # With torch's CPU build and on a Debian base; the public bases of train and triton bring CUDA's libraries.
 GIGABYTES = {"base": 2.0, "train": 2.0, "triton": 2.0}
-LOCKED = (
-    "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL",
-    "--security-opt=no-new-privileges",
-)  # fmt: skip
+RUN = ("run", "--rm", "--network=none", *LOCKED, "--entrypoint=sh")
 
 
 def config(docker: Engine, image: str) -> dict:
@@ -38,7 +35,7 @@ def test_an_image_says_what_it_is_and_is_not_roots(docker: Engine, image: str) -
 @pytest.mark.parametrize("image", IMAGES)
 def test_no_layer_keeps_a_cache_or_a_setting_of_this_machine(docker: Engine, image: str) -> None:
     kept = "ls -A /root 2>/dev/null; find / -xdev -name pip.conf -o -xdev -name 'torch*.whl' 2>/dev/null"
-    words = ("run", *LOCKED, "--entrypoint=sh", IMAGES[image], "-c", f"{kept}; id -u")
+    words = (*RUN, IMAGES[image], "-c", f"{kept}; id -u")
     assert docker.docker(*words, check=False).stdout.split() == ["1000"]
 
 
@@ -51,5 +48,5 @@ def test_no_layer_keeps_a_cache_or_a_setting_of_this_machine(docker: Engine, ima
     ],
 )
 def test_an_image_works_with_a_read_only_root(docker: Engine, image: str, command: str) -> None:
-    done = docker.docker("run", *LOCKED, "--entrypoint=sh", IMAGES[image], "-c", command)
+    done = docker.docker(*RUN, IMAGES[image], "-c", command)
     assert done.stdout

@@ -17,10 +17,10 @@ from mu2llm import NOTICE
 from mu2llm.data.records import Study, read_jsonl
 from mu2llm.pipelines.report_model import build
 from mu2llm.pipelines.settings import LOCAL, preset
-from tests.containers.engine import IMAGES, Engine
+from tests.containers.engine import IMAGES, LOCKED, Engine
 
 pytestmark = pytest.mark.slow
-LOCKED: dict[str, Any] = {
+STEP: dict[str, Any] = {  # `LOCKED` in the words of docker's Python client, and no network
     "network_mode": "none",
     "read_only": True,
     "tmpfs": {"/tmp": ""},
@@ -32,23 +32,19 @@ READY_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
-def ran(docker: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def ran(docker: Engine, shared: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The run's folder and the pipeline's outputs."""
     from docker.types import Mount
     from kfp import local
 
-    out = tmp_path_factory.mktemp("containers")
-    settings = preset("smoke")
-    umask = os.umask(0)  # the containers' user is not this process's
+    out, settings = shared, preset("smoke")
     before = os.environ.get("DOCKER_HOST")
     os.environ["DOCKER_HOST"] = docker.host
     try:
-        for parent in (out, *out.parents[:2]):
-            parent.chmod(0o777)
         for name in ("pipeline", "workspace", "mlflow", "serving"):
             (out / name).mkdir()
         local.init(
-            local.DockerRunner(mounts=[Mount(str(out), str(out), type="bind")], **LOCKED),
+            local.DockerRunner(mounts=[Mount(str(out), str(out), type="bind")], **STEP),
             pipeline_root=str(out / "pipeline"),
             workspace_root=str(out / "workspace"),
         )
@@ -63,7 +59,6 @@ def ran(docker: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
         )
         yield out, dict(task.outputs)
     finally:
-        os.umask(umask)
         os.environ.pop("DOCKER_HOST")
         if before:
             os.environ["DOCKER_HOST"] = before
@@ -108,15 +103,14 @@ def test_the_triton_image_serves_what_the_pipeline_deployed(
     models = out / "models"
     models.mkdir()
     models.chmod(0o777)
-    locked = ("--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
     fetch = ("--entrypoint=python3", IMAGES["triton"], "-m", "mu2llm.serving.fetch", "/from", "/models")
     fetched = docker.docker(
-        "run", "--rm", "--network=none", *locked, f"-v={out}/serving:/from:ro", f"-v={models}:/models", *fetch
+        "run", "--rm", "--network=none", *LOCKED, f"-v={out}/serving:/from:ro", f"-v={models}:/models", *fetch
     )
     assert fetched.stdout == "/models/mu2llm/1 is whole\n"
     quick = ("--health-interval=1s", "--health-start-period=0s", "--health-retries=180")
     server = docker.docker(
-        "run", "--detach", "--network=none", *locked, "--shm-size=1g", *quick,
+        "run", "--detach", "--network=none", *LOCKED, *quick,
         f"-v={models}:/models:ro", IMAGES["triton"],
     ).stdout.strip()  # fmt: skip
     try:
@@ -125,7 +119,7 @@ def test_the_triton_image_serves_what_the_pipeline_deployed(
             it for it in read_jsonl(f"{outputs['studies'].path}/studies.jsonl", Study) if it.split == "test"
         )
         asked = docker.docker(
-            "run", "--rm", f"--network=container:{server}", *locked, f"-v={out}:{out}:ro", IMAGES["base"],
+            "run", "--rm", f"--network=container:{server}", *LOCKED, f"-v={out}:{out}:ro", IMAGES["base"],
             "mu2", "report", study.volume, "--url", "127.0.0.1:8001",
         ).stdout  # fmt: skip
         assert asked.startswith(NOTICE) and "[version 1," in asked

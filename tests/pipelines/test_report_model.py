@@ -152,6 +152,24 @@ def test_the_cluster_is_a_matter_of_settings(tmp_path: Path) -> None:
     assert "resourceCount: '8'" in text and "mig-1g.5gb" in text and "mu2llm-storage" not in text
 
 
+def test_steps_that_train_go_to_the_nodes_that_are_named(tmp_path: Path) -> None:
+    cluster = replace(ClusterSettings(), gpu_nodes="nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3")
+    compile_pipeline(tmp_path / "p.yaml", preset("cluster"), cluster)
+    _, platforms = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    placed = {
+        name: given["nodeSelector"]["labels"] for name, given in executors.items() if "nodeSelector" in given
+    }
+    assert placed == {f"exec-{name}": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"} for name in TRAINS}
+    assert replace(cluster, nodes=2).job()["gpu_nodes"] == cluster.gpu_nodes
+
+
+@pytest.mark.parametrize("nodes", ["h100", "=h100", "gpu=", "gpu=h100,zone=a"])
+def test_nodes_without_a_label_and_its_value_are_named(nodes: str) -> None:
+    with pytest.raises(ValueError, match=rf"gpu_nodes: '{nodes}' must be label=value"):
+        ClusterSettings(gpu_nodes=nodes)
+
+
 def test_training_on_several_nodes_is_a_jobs_and_not_the_pods(tmp_path: Path) -> None:
     """The step that submits holds no GPU; the job gets what the step would have got, on every node."""
     compile_pipeline(
@@ -168,6 +186,7 @@ def test_training_on_several_nodes_is_a_jobs_and_not_the_pods(tmp_path: Path) ->
                 "nodes": 2,
                 "gpus": 4,
                 "gpu_type": "nvidia.com/gpu",
+                "gpu_nodes": "",
                 "cpu": "16",
                 "memory": "128Gi",
                 "hours": 48,

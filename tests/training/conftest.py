@@ -1,70 +1,10 @@
-"""A hospital in small: CTs of noise with or without a bright half, their reports, a tiny random model."""
+"""The hospital that this folder's tests train on."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 import pytest
 
-from mu2llm.data.records import REPORT_QUESTION, Preference, Report, Sample, Study, write_jsonl
-
-BRIGHT = "There is a small nodule in the right upper lobe. The heart is normal in size."
-DARK = "The lungs are clear. There is a moderate pleural effusion on the left."
-
-
-@dataclass
-class Hospital:
-    root: Path
-    model: Path
-    studies: Path
-    samples: Path
-    preferences: Path
+from tests.training.hospital import Hospital, write_hospital
 
 
 @pytest.fixture(scope="session")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Hospital:
-    import nibabel as nib
-    import torch
-
-    from mu2llm.model.tiny import build_tiny
-
-    root = tmp_path_factory.mktemp("hospital")
-    noise = np.random.default_rng(0)
-    studies, samples, preferences = [], [], []
-    for number in range(15):
-        bright = number % 2 == 0
-        array = noise.normal(-600, 50, (16, 16, 16)).astype(np.int16)
-        array[:8] += 800 if bright else 0
-        path = root / f"ct{number}.nii"
-        nib.save(nib.Nifti1Image(array, np.diag([8.0, 8.0, 8.0, 1.0])), path)
-        report, other = (BRIGHT, DARK) if bright else (DARK, BRIGHT)
-        name, split = f"s{number}", "train" if number < 12 else "val"
-        studies.append(Study(name, f"p{number}", "test", split, str(path), "hu", Report(report)))
-        samples.append(Sample(f"{name}r", name, str(path), "report", REPORT_QUESTION, report))
-        samples.append(
-            Sample(f"{name}v", name, str(path), "vqa", "Is the heart normal?", "Yes." if bright else "No.")
-        )
-        if split == "train":
-            preferences.append(Preference(name, str(path), REPORT_QUESTION, report, other, 1.0, 0.0, "test"))
-    torch.manual_seed(0)
-    model, processor = build_tiny(
-        [BRIGHT, DARK, REPORT_QUESTION, "Is the heart normal? Yes. No."],
-        size=16,
-        depth=16,
-        frame_slices=8,
-        width=32,
-        vision_layers=1,
-        text_layers=1,
-        num_query_tokens=4,
-        num_selected_tokens=8,
-        vocab_size=300,
-    )
-    model.save_pretrained(root / "model")
-    processor.save_pretrained(root / "model")
-    files = Hospital(
-        root, root / "model", root / "studies.jsonl", root / "samples.jsonl", root / "preferences.jsonl"
-    )
-    write_jsonl(files.studies, studies)
-    write_jsonl(files.samples, samples)
-    write_jsonl(files.preferences, preferences)
-    return files
+    return write_hospital(tmp_path_factory.mktemp("hospital"))
