@@ -76,7 +76,7 @@ class _Layer(CacheLayerMixin):
 
 @dataclass
 class Prompt:
-    """What was read of a prompt: the next token's logits (1, V), each layer's keys and values (heads, L, d)."""
+    """A prompt that was read: the next token's logits (1, V), each layer's keys and values (heads, L, d)."""
 
     logits: Tensor
     layers: list[tuple[Tensor, Tensor]]
