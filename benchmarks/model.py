@@ -150,7 +150,7 @@ def tokenizer(model: Mu2ForConditionalGeneration, ready: Callable, runs: int, ro
     ours, theirs = seconds(steps.ours, runs), seconds(steps.literal, 1, 1)
     row("μ²Tokenizer forward + backward, ours / literal", "s", ours, theirs, "≤ 0.25")
     row("μ²Tokenizer forward + backward, 3 × plain products / literal", "s", 3 * least, theirs, "")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     ours = seconds(steps.ours, runs)
     row("the same with gradient checkpointing, ours / literal", "s", ours, theirs, "")
     ours, theirs = (peak_bytes(step) / 2**30 for step in steps)
