@@ -231,6 +231,8 @@ def _not_below(rule: dict[str, Any], own: Path, theirs: Path, studies: int, numb
     except ValueError as error:  # other studies or another judge: nothing to go by
         why = str(error).replace(str(own), "this one").replace(str(theirs), "the champion")
         return Check(name, False, None, bound, f"not comparable with the champion, version {number}: {why}")
+    if paired["difference_ci"] is None:
+        return Check(name, False, None, bound, "one patient shows no difference: evaluate more")
     low, high = paired["difference_ci"]
     shared = paired["studies"] / studies
     reason = (

@@ -1,6 +1,7 @@
 """Two evaluations of the same studies, study by study."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -74,4 +75,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise FileNotFoundError(f"{file} is not there: run the evaluation first")
     lines = (file.parent / "drafts.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
+    twice = [study_id for study_id, count in Counter(row["study_id"] for row in rows).items() if count > 1]
+    if twice:
+        drafts = file.parent / "drafts.jsonl"
+        raise ValueError(f"{drafts} holds study {twice[0]} more than once: evaluate each study once")
     return json.loads(file.read_text(encoding="utf-8")), {row["study_id"]: row for row in rows}

@@ -142,17 +142,19 @@ def interval(
     patients: Sequence[str],
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> tuple[float, float]:
-    """The 95 % percentile interval of a statistic over resampled patients.
+) -> tuple[float, float] | None:
+    """The 95 % percentile interval of a statistic over resampled patients; None for fewer than two of them.
 
     `statistic` takes weights (B, N) and returns (B,) values.
     """
+    if len(set(patients)) < 2:
+        return None
     values = np.concatenate([statistic(w) for w in resample_weights(patients, resamples, seed)])
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def mean_interval(values: np.ndarray, patients: Sequence[str], **options: int) -> tuple[float, float]:
+def mean_interval(values: np.ndarray, patients: Sequence[str], **options: int) -> tuple[float, float] | None:
     """The interval of a mean over studies."""
     values = np.asarray(values, float)
     return interval(lambda w: w @ values / w.sum(1), patients, **options)

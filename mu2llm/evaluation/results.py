@@ -36,7 +36,7 @@ def green_part(
         values = np.array(list(scored.values()))
         among = [patients[i] for i in scored]
         part[f"{prefix}green"] = float(values.mean()) if scored else None
-        part[f"{prefix}green_ci"] = metrics.mean_interval(values, among, **boot) if scored else None
+        part[f"{prefix}green_ci"] = metrics.mean_interval(values, among, **boot)
     real = [j for j in judgements["real"] if j.score is not None]
     part["green_unscored"] = len(judgements["real"]) - len(real)
     part["green_unscored_why"] = why_unscored(judgements["real"])
@@ -188,7 +188,7 @@ def region_part(
                 "region": region,
                 "studies": len(pairs),
                 "green": float(values.mean()) if scored else None,
-                "green_ci": metrics.mean_interval(values, among, **boot) if scored else None,
+                "green_ci": metrics.mean_interval(values, among, **boot),
                 "green_unscored": len(pairs) - len(scored),
                 "rouge_l": float(metrics.rouge(references, candidates)["rouge_l"].mean()),
             }

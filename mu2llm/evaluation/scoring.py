@@ -139,7 +139,7 @@ def summarize(
         "judge": judge,
         "pairs": len(judgements),
         "green": float(values.mean()) if scored else None,
-        "green_ci": mean_interval(values, among, **boot) if len(set(among)) > 1 else None,
+        "green_ci": mean_interval(values, among, **boot),
         "green_errors": error_table([judgements[i] for i in scored]),
         "green_matched": sum(judgements[i].matched for i in scored),
         "green_unscored": len(judgements) - len(scored),

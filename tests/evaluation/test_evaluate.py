@@ -98,6 +98,14 @@ def test_equal_evaluations_do_not_differ(evaluated, model, studies_file, tmp_pat
     assert (found["patients"], found["left_out"], found["studies_needed"]) == (6, 0, None)
 
 
+def test_a_study_that_was_drafted_twice_is_no_measure(evaluated, tmp_path):
+    shutil.copytree(evaluated[1], tmp_path / "twice")
+    drafts = tmp_path / "twice" / "drafts.jsonl"
+    drafts.write_text(drafts.read_text() + drafts.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"drafts\.jsonl holds study .* more than once"):
+        compare(evaluated[1], tmp_path / "twice")
+
+
 def test_frames_beside_the_studies_are_read_and_none_are_kept_elsewhere(model, studies_file, tmp_path):
     shutil.copy(studies_file, tmp_path / "studies.jsonl")
     short = {"cases": 0, "limit": 2, **OPTIONS}

@@ -128,3 +128,4 @@ def test_few_patients_are_never_sure():
     assert (one["difference"], one["difference_ci"], one["p"], one["studies_needed"]) == (0.5, None, 1, None)
     four = metrics.paired_difference(np.zeros(4), np.array([0.1, 0.2, 0.3, 0.4]), list("abcd"))
     assert four["difference_ci"][0] > 0 and four["p"] == 1 / 8  # 4 of one sign of 4
+    assert metrics.mean_interval(np.full(4, 0.5), ["a"] * 4) is None

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 
-def write_evaluation(folder: Path, *, shift: float = 0.0, judge: str = "rules", **changes: Any) -> Path:
-    """An evaluation as `evaluate` writes it, of 40 studies; `shift` moves every study's GREEN."""
+def write_evaluation(
+    folder: Path, *, shift: float = 0.0, judge: str = "rules", scored: int = 40, **changes: Any
+) -> Path:
+    """An evaluation of 40 studies as `evaluate` writes it, moved by `shift`, `scored` of them kept."""
     folder.mkdir(parents=True)
     green = np.clip(np.random.default_rng(0).normal(0.6, 0.05, 40) + shift, 0, 1)
     result = {
@@ -46,7 +48,8 @@ def write_evaluation(folder: Path, *, shift: float = 0.0, judge: str = "rules", 
     }
     (folder / "evaluation.json").write_text(json.dumps(result))
     rows = [
-        {"study_id": f"s{i}", "patient_id": f"p{i}", "green": float(score)} for i, score in enumerate(green)
+        {"study_id": f"s{i}", "patient_id": f"p{i}", "green": float(score)}
+        for i, score in enumerate(green[:scored])
     ]
     (folder / "drafts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "report.html").write_text("<p>page</p>")

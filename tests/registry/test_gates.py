@@ -57,6 +57,13 @@ def promote_first(registry, **changes) -> None:
     promote(first, **registry.where)
 
 
+def test_one_patient_is_no_measure(registry) -> None:
+    promote_first(registry)
+    result = gate(registry.add(scored=1), **registry.where)
+    assert not checks(result)["champion"]
+    assert "one patient shows no difference" in result.checks[2].reason
+
+
 def test_another_judge_is_no_measure(registry) -> None:
     promote_first(registry)
     result = gate(registry.add(judge="other"), **registry.where)
