@@ -157,26 +157,22 @@ def _finish_abandoned(client: Any, name: str) -> None:
 
 
 def _registered(client: Any, claim: str) -> Any | None:
+    return _found(client.get_registered_model, claim)
+
+
+def _exists(client: Any, name: str, version: int | str) -> bool:
+    return _found(client.get_model_version, name, str(version)) is not None
+
+
+def _found(get: Callable[..., Any], *names: str) -> Any | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_registered_model(claim)
+        return get(*names)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
-
-
-def _exists(client: Any, name: str, version: int | str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_model_version(name, str(version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
 
 
 def _event(action: str, version: int, previous: int | None, by: str) -> dict[str, Any]:

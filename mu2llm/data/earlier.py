@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 from mu2llm import storage
 from mu2llm.data import privacy
 from mu2llm.data.pseudonyms import read_key
+from mu2llm.storage.lock import lock
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +28,10 @@ def alone(out: Path) -> Iterator[None]:
     What a killed ingest had half written is deleted. Raises ValueError when another ingest holds OUT.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".ingesting").open("w") as lock:
+    with (out / ".ingesting").open("w") as file:
+        taken = f"another ingest into {out} is under way: wait until it has ended, or give another folder"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another ingest into {out} is under way: wait until it has ended, or give another folder"
-            ) from None
+            lock(file, ValueError(taken))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -65,7 +65,7 @@ def write(
     while True:
         for number, prompt in islice(prompts, batch.size - len(numbers)):
             row = Row()
-            batch.join(row, prompt, prompt.length + max_new_tokens)
+            batch.join(row, prompt, max_new_tokens)
             numbers[row] = number
         if not numbers:
             return

@@ -120,15 +120,12 @@ class Batch:
         self._layers: list[_Layer] = []
 
     @torch.inference_mode()
-    def join(self, row: Row, prompt: Prompt, room: int) -> None:
-        """Adds a row behind a prompt, and chooses its first token.
-
-        `room` is how many tokens, prompt and new ones, the row may come to at most.
-        """
+    def join(self, row: Row, prompt: Prompt, max_tokens: int) -> None:
+        """Adds a row of at most `max_tokens` new tokens behind a prompt, and chooses the first."""
         assert len(self.rows) < self.size
         row.tokens += choose([row], prompt.logits)
         row.length = prompt.length
-        place = len(self.rows)
+        place, room = len(self.rows), prompt.length + max_tokens
         self._layers = self._layers or [_Layer() for _ in prompt.layers]
         for mine, (keys, values) in zip(self._layers, prompt.layers, strict=True):
             if mine.keys is None or mine.keys.shape[2] < room:

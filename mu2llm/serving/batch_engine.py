@@ -69,7 +69,7 @@ class BatchEngine(Engine):
         row = Row(job.tokens, request.temperature, torch.Generator().manual_seed(request.seed))
         ids = prepared.input_ids
         (prompt,) = read(self.model, ids, torch.ones_like(ids), prepared.visual_tokens)
-        self._batch.join(row, prompt, ids.shape[1] + request.max_tokens)
+        self._batch.join(row, prompt, request.max_tokens)
         self._rows[job] = row
         self._add(job)
 

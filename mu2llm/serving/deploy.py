@@ -5,7 +5,6 @@ request fails, and at no time is a version served that is not whole. For that mo
 """
 
 import contextlib
-import fcntl
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from mu2llm.serving import server, wire
 from mu2llm.serving.export import MODEL, served_version, switch, verify
 from mu2llm.serving.server import Server, ServerError
+from mu2llm.storage.lock import lock
 
 SMOKE_TOKENS = 8
 RETRIES = 8  # of the question to a server that has been switched, which may be full: four minutes
@@ -165,11 +165,7 @@ def _alone(repository: Path) -> Iterator[None]:
     """Holds the repository's lock, which the system lets go of whatever becomes of this process."""
     folder = repository / MODEL
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".deploying").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DeployError(
-                f"another deployment to {repository} is under way: wait until it has ended"
-            ) from None
+    with (folder / ".deploying").open("w") as file:
+        taken = f"another deployment to {repository} is under way: wait until it has ended"
+        lock(file, DeployError(taken))
         yield

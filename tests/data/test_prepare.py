@@ -18,6 +18,7 @@ from mu2llm.data.frames import FrameCache
 from mu2llm.data.prepare import ABANDONED_SECONDS
 from mu2llm.data.records import Report, Study, read_jsonl, write_jsonl
 from mu2llm.volume import prepare_frames
+from tests.small_model import small_model
 
 SIZES = {"size": 32, "depth": 32, "frame_slices": 8}
 WORDS = ["--mode", "hu", "--size", "32", "--depth", "32", "--frame-slices", "8"]
@@ -143,13 +144,8 @@ def test_mistakes_are_one_line(dataset, capsys, words, cause):
 
 
 def test_the_models_processor_says_how(dataset, tmp_path, capsys):
-    from mu2llm.model.tiny import build_tiny
-
     studies, volumes = dataset(2)
-    _, processor = build_tiny(
-        ["The lungs are clear."], size=16, depth=16, frame_slices=8, width=32, vision_layers=1, text_layers=1,
-        num_query_tokens=4, num_selected_tokens=8, vocab_size=300,
-    )  # fmt: skip
+    _, processor = small_model(["The lungs are clear."])
     processor.save_pretrained(tmp_path / "model")
     assert main(["data", "prepare", str(studies), "--model", str(tmp_path / "model")]) == 0
     before = entries(tmp_path / "frames")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.small_model import save, small_model
+
 
 def write_evaluation(
     folder: Path, *, shift: float = 0.0, judge: str = "rules", scored: int = 40, **changes: Any
@@ -58,28 +60,8 @@ def write_evaluation(
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from mu2llm.model.tiny import build_tiny
-
     folder = tmp_path_factory.mktemp("registered") / "model"
-    torch.manual_seed(0)
-    model, processor = build_tiny(
-        ["The lungs are clear."],
-        size=16,
-        depth=16,
-        frame_slices=8,
-        width=32,
-        vision_layers=1,
-        text_layers=1,
-        num_query_tokens=4,
-        num_selected_tokens=8,
-        vocab_size=300,
-        max_length=256,
-    )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return save(small_model(["The lungs are clear."], max_length=256), folder)
 
 
 @dataclass

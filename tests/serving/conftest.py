@@ -3,36 +3,22 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from mu2llm.serving.export import Limits
 from mu2llm.serving.server import Server
+from tests.small_model import save, small_model
 
 LIMITS = Limits(max_queue=2, max_batch=1, max_volume_bytes=250_000_000)
 TEXTS = ["The lungs are clear. There is a small pleural effusion on the left.", "The heart is large."]
 
 
-def small_model(seed: int, **sizes: int) -> tuple[Any, Any]:
-    """A random model and its processor; `sizes` go over those that do for most tests."""
-    import torch
-
-    from mu2llm.model.tiny import build_tiny
-
-    torch.manual_seed(seed)
-    usual = {"size": 16, "depth": 16, "frame_slices": 8, "width": 32, "vision_layers": 1, "text_layers": 1}
-    usual |= {"num_query_tokens": 4, "num_selected_tokens": 8, "vocab_size": 300, "max_length": 256}
-    return build_tiny(TEXTS, **(usual | sizes))
-
-
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served") / "model"
-    model, processor = small_model(0)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save(small_model(TEXTS, max_length=256), folder)
     return folder
 
 

@@ -15,8 +15,9 @@ from mu2llm.serving import server
 from mu2llm.serving.engines import open_engine
 from mu2llm.serving.export import Limits, export_triton, limits_of
 from mu2llm.serving.vllm_engine import SETTINGS, VllmEngine, arguments_for, export_decoder
-from tests.serving.conftest import small_model
+from tests.serving.conftest import TEXTS
 from tests.serving.replies import Answer, generated, request
+from tests.small_model import small_model
 
 HERE = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HERE, reason="vLLM is not installed")
@@ -25,7 +26,7 @@ needs_vllm = pytest.mark.skipif(not HERE, reason="vLLM is not installed")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with heads as wide as vLLM's kernels ask, whose drafts are not one word again and again."""
-    model, processor = small_model(1, width=128, text_layers=2)
+    model, processor = small_model(TEXTS, seed=1, width=128, text_layers=2, max_length=256)
     with torch.no_grad():
         for layer in model.language_model.model.layers:
             for weight in layer.parameters():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mu2llm.data.records import REPORT_QUESTION, Preference, Report, Sample, Study, write_jsonl
+from tests.small_model import save, small_model
 
 BRIGHT = "There is a small nodule in the right upper lobe. The heart is normal in size."
 DARK = "The lungs are clear. There is a moderate pleural effusion on the left."
@@ -23,9 +24,6 @@ class Hospital:
 def write_hospital(root: Path) -> Hospital:
     """Its files in the folder `root`, which is there."""
     import nibabel as nib
-    import torch
-
-    from mu2llm.model.tiny import build_tiny
 
     noise = np.random.default_rng(0)
     studies, samples, preferences = [], [], []
@@ -44,24 +42,9 @@ def write_hospital(root: Path) -> Hospital:
         )
         if split == "train":
             preferences.append(Preference(name, str(path), REPORT_QUESTION, report, other, 1.0, 0.0, "test"))
-    torch.manual_seed(0)
-    model, processor = build_tiny(
-        [BRIGHT, DARK, REPORT_QUESTION, "Is the heart normal? Yes. No."],
-        size=16,
-        depth=16,
-        frame_slices=8,
-        width=32,
-        vision_layers=1,
-        text_layers=1,
-        num_query_tokens=4,
-        num_selected_tokens=8,
-        vocab_size=300,
-    )
-    model.save_pretrained(root / "model")
-    processor.save_pretrained(root / "model")
-    files = Hospital(
-        root, root / "model", root / "studies.jsonl", root / "samples.jsonl", root / "preferences.jsonl"
-    )
+    words = [BRIGHT, DARK, REPORT_QUESTION, "Is the heart normal? Yes. No."]
+    model = save(small_model(words), root / "model")
+    files = Hospital(root, model, root / "studies.jsonl", root / "samples.jsonl", root / "preferences.jsonl")
     write_jsonl(files.studies, studies)
     write_jsonl(files.samples, samples)
     write_jsonl(files.preferences, preferences)
